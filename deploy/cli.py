@@ -1,0 +1,82 @@
+"""The command line.
+
+Exit codes: 0 done; 1 failed; 2 refused or bad input, with one line that says what and how to mend it.
+"""
+
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+# Read by Prefect when it is first imported, which the commands below do; what the operator has set stays.
+for name, value in {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors reach the terminal as one line of ours
+    # A new database was seen to take 25 s; Prefect gives up after 20.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}.items():
+    os.environ.setdefault(name, value)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def fedseal() -> None:
+    """Secure federated learning as Prefect workflows."""
+
+
+@app.command("version")
+def show_version() -> None:
+    """Print the version."""
+    print(version("fedseal"))
+
+
+@app.command()
+def run(
+    plan: Annotated[Path | None, typer.Argument(help="A plan in TOML; without one, the embedded example.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with the plan's data set.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field of the plan: a.b=c.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the report to this file.")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    baselines: Annotated[bool, typer.Option(help="Also train each site alone and all pooled, to compare.")] = True,
+) -> None:
+    """Run a federated training on this machine: every site in this process, each with its own keys and vault."""
+    from deploy import run as runs
+
+    options = runs.Options(data, json, baselines)
+    try:
+        if resume is None:
+            runs.start(plan, tuple(overrides or ()), options)
+        else:
+            runs.resume(resume, plan, tuple(overrides or ()), options)
+    except runs.Failure as failure:
+        print(f"fedseal: {failure}", file=sys.stderr)
+        raise typer.Exit(failure.exit_code) from None
+
+
+@app.command("plan")
+def price_plan(
+    plan: Annotated[Path, typer.Argument(help="A plan in TOML.")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field of the plan: a.b=c.")] = None,
+) -> None:
+    """Tell what a plan costs and protects; exit code 2, with the reason, where it is refused."""
+    from deploy import run as runs
+    from deploy.price import price, show_price
+    from flows.plan import read_plan
+
+    try:
+        checked, task, vector = runs.check_plan(lambda: read_plan(plan, tuple(overrides or ())))
+    except runs.Failure as failure:
+        print(f"fedseal: {failure}", file=sys.stderr)
+        raise typer.Exit(failure.exit_code) from None
+    show_price(checked, task, price(checked, task, vector.size))
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,165 @@
+"""``fedseal plan``: what a plan costs and protects, and whether it is allowed, before anything runs (SPEC 6.7)."""
+
+import math
+import os
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from flows.messages import Done
+from flows.plan import Plan
+from flows.steps import WORK
+from flows.tables import tables_of
+from ml_tasks.task import Task
+from protocols.contexts import AttemptContext, Purpose, sha256
+from protocols.encoding import CLAMPED, Segment, check_headroom, encode, vector_bytes
+from protocols.keys import KEY_BYTES, Consortium, Identity
+from protocols.masks import Mask, apply_masks
+from protocols.messages import (
+    COORDINATOR,
+    EVERYONE,
+    AskShare,
+    Confirmation,
+    MaskedVector,
+    Reveal,
+    envelope,
+)
+from protocols.secagg_site import advertise, share
+from protocols.shamir import SHARE_BYTES
+from protocols.vault import EMPTY_LEDGER
+
+MEASURED_ELEMENTS = 1_000_000
+"""A longer vector is timed on its first so many elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What one sum costs a site.
+
+    Attributes:
+        purpose: what is summed; times: how often in the whole training.
+        segments: the vector's table.
+        vector_bytes, message_bytes: what the site sends.
+        seconds: of one core for encoding and masking, measured on this machine.
+    """
+
+    purpose: Purpose
+    times: int
+    segments: tuple[Segment, ...]
+    vector_bytes: int
+    message_bytes: int
+    seconds: float
+
+
+def price(plan: Plan, task: Task, parameters: int) -> list[Price]:
+    """Price every sum of a plan.
+
+    Raises:
+        RingTooSmall: where a sum could overflow, with the numbers.
+    """
+    protected, prices = plan.protection.protocol != "plain", []
+    for purpose, segments in tables_of(plan, parameters=parameters, features=len(task.features)).items():
+        check_headroom(segments, len(plan.sites))
+        times = plan.rounds if purpose == "training" else 1
+        messages = message_bytes(plan, purpose, segments) if protected else 0
+        seconds = masking_seconds(segments, len(plan.sites) if protected else 0)
+        prices.append(Price(purpose, times, segments, vector_bytes(segments), messages, seconds))
+    return prices
+
+
+def message_bytes(plan: Plan, purpose: Purpose, segments: tuple[Segment, ...]) -> int:
+    """The size of all messages that a site sends in one sum: made for real, with keys of the moment."""
+    identities = {site: Identity.generate(site) for site in plan.sites}
+    keys = {site: identity.public for site, identity in identities.items()}
+    consortium, rules = Consortium(Identity.generate(COORDINATOR).public, keys), plan.protection
+    digest, round_ = sha256("price"), 0 if purpose == "statistics" else 1
+    name = plan.name.ljust(len(plan.name) + 21, "x")  # as long as the name that a training gets
+    context = AttemptContext(
+        purpose, name, round_, 1, plan.digest, keys, rules.threshold, rules.colluding, digest, segments
+    )
+    opened = [advertise(identity, consortium, context, EMPTY_LEDGER) for identity in identities.values()]
+    me = identities[plan.sites[0]]
+    _, shares = share(me, opened[0][0], AskShare(tuple(advert for _, advert in opened)))
+    masked = envelope(me, "masked", digest, COORDINATOR, MaskedVector(digest, vector_bytes(segments)))
+    confirmation = envelope(me, "confirmation", digest, EVERYONE, Confirmation(plan.sites))
+    revealed = Reveal({site: "0" * 2 * SHARE_BYTES for site in plan.sites}, {})
+    done = [envelope(me, "done", digest, COORDINATOR, Done(0.1 + 0.2)) for _ in WORK[purpose]]
+    sent = [opened[0][1], *shares, masked, confirmation, envelope(me, "reveal", digest, COORDINATOR, revealed), *done]
+    return sum(len(message.to_json()) for message in sent)
+
+
+def masking_seconds(segments: tuple[Segment, ...], masks: int) -> float:
+    """Seconds of one core to encode a vector and add its masks, measured here on at most ``MEASURED_ELEMENTS``."""
+    total = sum(segment.length for segment in segments)
+    share_of = min(1.0, MEASURED_ELEMENTS / total)
+    part = tuple(
+        Segment(one.name, max(1, int(one.length * share_of)), one.bits, one.scale, one.max_abs) for one in segments
+    )
+    values = {one.name: np.zeros(one.length, np.float32) for one in part if one.name != CLAMPED}
+    began = time.perf_counter()
+    vector = encode("price", values, part, os.urandom(KEY_BYTES))
+    apply_masks(vector, part, [Mask(os.urandom(KEY_BYTES), 1)] * masks)
+    return (time.perf_counter() - began) * total / sum(one.length for one in part)
+
+
+def show_price(plan: Plan, task: Task, prices: list[Price]) -> None:
+    """Print what a plan costs and protects."""
+    console, rules = Console(highlight=False), plan.protection
+    console.width = max(console.width, 110)  # a name that is cut off tells nothing
+    write = partial(console.print, soft_wrap=True)
+    write(f"{plan.name}: {task.title}. Plan {plan.digest}")
+    write(
+        f"{len(plan.sites)} sites, {plan.rounds} rounds, at most {plan.max_attempts} attempts at each; threshold "
+        f"{rules.threshold}, colluding {rules.colluding}: allowed."
+    )
+    rings = Table(title="Rings: no sum can overflow")
+    for column in ("sum", "segment", "elements", "bits", "scale", "range", "free bits"):
+        rings.add_column(column, justify="left" if column in ("sum", "segment") else "right")
+    for one in prices:
+        for segment in one.segments:
+            rings.add_row(
+                one.purpose,
+                segment.name,
+                f"{segment.length:,}",
+                str(segment.bits),
+                power(segment.scale),
+                f"±{segment.max_abs:g}",
+                str(segment.bits - 1 - (len(plan.sites) * segment.bound).bit_length()),
+            )
+    console.print(rings)
+    costs = Table(title="What a site sends and computes")
+    for column in ("sum", "times", "vector bytes", "message bytes", "mask seconds (here)"):
+        costs.add_column(column, justify="left" if column == "sum" else "right")
+    for one in prices:
+        costs.add_row(
+            one.purpose, str(one.times), f"{one.vector_bytes:,}", f"{one.message_bytes:,}", f"{one.seconds:.4f}"
+        )
+    whole = sum(one.times * (one.vector_bytes + one.message_bytes) for one in prices)
+    console.print(costs)
+    write(f"The whole training: {whole:,} bytes a site, where every first attempt succeeds.")
+    for line in promises(plan):
+        write(line)
+
+
+def power(scale: float) -> str:
+    """A scale as a power of two, where it is one."""
+    exponent = math.log2(scale)
+    return f"2^{exponent:.0f}" if exponent.is_integer() else f"{scale:g}"
+
+
+def promises(plan: Plan) -> list[str]:
+    """Say what protects what under this plan."""
+    rules = plan.protection
+    if rules.protocol == "plain":
+        return ["NOT PROTECTED: the plain protocol shows every site's update and counts to the coordinator."]
+    return [
+        f"Smallest survivor set: {rules.threshold} sites, at least {rules.threshold - rules.colluding} of them honest "
+        f"if {rules.colluding} collude(s); up to {len(plan.sites) - rules.threshold} may drop out of a round.",
+        "Masks hide every update, weight, metric and statistic; the coordinator learns the sums. Signatures and "
+        "contexts bind plan, model, roster and table; the journal keeps a retry from using a mask twice.",
+        "No differential privacy: the sums and the model themselves may tell of single records.",
+    ]

@@ -1,0 +1,256 @@
+"""``fedseal run``: one training in local mode, from a plan to a report (SPEC 6.4)."""
+
+import json
+import os
+import secrets
+import shlex
+import shutil
+from collections.abc import Callable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
+from pydantic import ValidationError
+from safetensors.torch import save
+
+from deploy.show import Screen, plot_metrics
+from flows.checkpoint import Checkpoint, CheckpointError
+from flows.collect import Unfinished
+from flows.federated_training import federated_training
+from flows.local import open_consortium
+from flows.model import GlobalModel
+from flows.plan import Plan, PlanError, read_plan
+from flows.policy import load_task
+from flows.report import Report
+from flows.session import Session, opened
+from flows.tables import tables_of
+from ml_tasks.averaging import load_vector
+from ml_tasks.baselines import baseline, pool
+from ml_tasks.task import Task
+from ml_tasks.training import LocalTraining, initial_vector
+from protocols.encoding import check_headroom
+from protocols.errors import BadInput, BelowThreshold, ProtocolError, Refused, RingTooSmall
+from protocols.files import write_whole
+
+EXAMPLE = Path(__file__).parent / "plans" / "breast_cancer.toml"
+FAILED, REFUSED = 1, 2
+
+
+class Failure(Exception):
+    """A run that did not succeed: one line and an exit code."""
+
+    def __init__(self, line: str, exit_code: int) -> None:
+        super().__init__(line, exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says beside the plan.
+
+    Attributes:
+        data: folder with the plan's data set.
+        json: where to write the report.
+        baselines: whether to train each site alone and all pooled as well.
+    """
+
+    data: Path | None
+    json: Path | None
+    baselines: bool
+
+
+def start(path: Path | None, overrides: tuple[str, ...], options: Options) -> None:
+    """Start the training of a plan in a new folder.
+
+    Raises:
+        Failure: whatever went wrong, as one line and an exit code; bad input before the first round leaves no folder.
+    """
+    plan, task, vector = prepare(lambda: read_plan(path or EXAMPLE, overrides), options)
+    training = f"{plan.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    folder = runs_folder() / training
+    folder.mkdir(parents=True)
+    write_whole(folder / "plan.json", plan.to_json().encode())
+    checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, GlobalModel(vector))
+    try:
+        train(folder, plan, task, checkpoint, options)
+    except Failure as failure:
+        if isinstance(failure.__context__, BadInput) and checkpoint.record("training", 1) is None:
+            shutil.rmtree(folder)
+        raise
+
+
+def resume(folder: Path, path: Path | None, overrides: tuple[str, ...], options: Options) -> None:
+    """Take up a training that was cut off, in its folder; the plan may be given once more, and must be the same.
+
+    Raises:
+        Failure: as ``start``; the folder stays as it is.
+    """
+
+    def stored() -> Plan:
+        try:
+            return Plan.model_validate_json((folder / "plan.json").read_bytes())
+        except (OSError, ValidationError):
+            raise PlanError(f"{folder}: holds no run's plan: name the folder of a run") from None
+
+    plan, task, vector = prepare(stored, options)
+    if overrides or (path is not None and check_plan(lambda: read_plan(path))[0] != plan):
+        raise Failure(f"{folder}: the run has its own plan: resume it without naming or changing one", REFUSED)
+    try:
+        checkpoint = Checkpoint.resume(folder / "checkpoint", plan, parameters=vector.size, features=len(task.features))
+    except CheckpointError as error:
+        raise Failure(str(error), REFUSED) from None
+    train(folder, plan, task, checkpoint, options)
+
+
+def prepare(read: Callable[[], Plan], options: Options) -> tuple[Plan, Task, NDArray[np.float32]]:
+    """Check everything that can be checked before anything runs; gives plan, task and the model's first vector.
+
+    Raises:
+        Failure: with exit code 2, or 1 where the server does not answer.
+    """
+    plan, task, vector = check_plan(read)
+    check_paths(task, options)
+    check_server()
+    return plan, task, vector
+
+
+def check_plan(read: Callable[[], Plan]) -> tuple[Plan, Task, NDArray[np.float32]]:
+    """Check a plan, its task and its rings.
+
+    Raises:
+        Failure: with exit code 2.
+    """
+    try:
+        plan = read()
+        task = load_task(plan.task)
+        vector = initial_vector(task, plan.seed)
+        check_rings(plan, task, vector.size)
+    except (PlanError, RingTooSmall) as error:
+        raise Failure(str(error), REFUSED) from None
+    return plan, task, vector
+
+
+def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options: Options) -> None:
+    """Run a training to its end; report and save what it gives.
+
+    Raises:
+        Failure: as ``start``.
+    """
+    screen, training = Screen(plan, task, folder), checkpoint.progress.training
+    with closing(checkpoint), closing(open_consortium(folder, plan, options.data)) as local:
+        live = Session(
+            training,
+            plan,
+            task,
+            local.coordinator,
+            local.consortium,
+            local.exchange,
+            local.sites,
+            checkpoint,
+            screen.finished,
+        )
+        try:
+            with opened(live), screen:
+                report = federated_training(plan, training)
+        except (BelowThreshold, Unfinished) as error:
+            again = ["fedseal", "run", "--resume", str(folder)]
+            again += ["--data", str(options.data)] if options.data else []
+            raise Failure(f"{error}. Go on with: {shlex.join(again)}", FAILED) from None
+        except (BadInput, Refused, CheckpointError) as error:
+            raise Failure(str(error), REFUSED) from None
+        except ProtocolError as error:
+            raise Failure(f"{error}: this training cannot go on", FAILED) from None
+    save_model(folder / report.model, task, checkpoint.model)
+    shutil.rmtree(folder / "exchange", ignore_errors=True)
+    write_report(folder, report, {}, options.json)
+    compared = compare(plan, task, options.data) if options.baselines else {}
+    write_report(folder, report, compared, options.json)
+    plot_metrics(folder / "metrics.png", report)
+    screen.summary(report, compared)
+
+
+def check_rings(plan: Plan, task: Task, parameters: int) -> None:
+    """Prove the headroom of every sum before anything runs.
+
+    Raises:
+        RingTooSmall: with the numbers.
+    """
+    for table in tables_of(plan, parameters=parameters, features=len(task.features)).values():
+        check_headroom(table, len(plan.sites))
+
+
+def check_paths(task: Task, options: Options) -> None:
+    """Look at the paths that were given before anything runs.
+
+    Raises:
+        Failure: with exit code 2.
+    """
+    data, json_path = options.data, options.json
+    if task.needs_data and data is None:
+        raise Failure(f"the task {task.title} needs its data: name the folder with --data DIR", REFUSED)
+    if data is not None and not data.is_dir():
+        raise Failure(f"--data {data}: there is no such folder", REFUSED)
+    if json_path is not None and (json_path.is_dir() or not json_path.absolute().parent.is_dir()):
+        raise Failure(f"--json {json_path}: this file cannot be written there", REFUSED)
+
+
+def check_server() -> None:
+    """Where a Prefect server is configured, see that it answers.
+
+    Raises:
+        Failure: with exit code 1.
+    """
+    if url := PREFECT_API_URL.value():
+        with get_client(sync_client=True) as client:
+            if client.api_healthcheck() is not None:
+                raise Failure(
+                    f"the Prefect server at {url} does not answer: start it, or unset PREFECT_API_URL", FAILED
+                )
+
+
+def runs_folder() -> Path:
+    """``$FEDSEAL_HOME/runs``, by default ``~/.fedseal/runs``."""
+    return Path(os.environ.get("FEDSEAL_HOME", Path.home() / ".fedseal")) / "runs"
+
+
+def compare(plan: Plan, task: Task, data: Path | None) -> dict[str, dict[str, float]]:
+    """Train each site alone and all pooled, and test on the pooled test data: only where all data are local."""
+    parts = {site: task.load(data, site) for site in plan.sites}
+    test = pool([part.test for part in parts.values()])
+    settings = LocalTraining(**plan.local.model_dump())
+    trains = {f"{site} alone": part.train for site, part in parts.items()}
+    trains["pooled"] = pool([part.train for part in parts.values()])
+    compared = {}
+    for name, examples in trains.items():
+        with suppress(FloatingPointError):  # one that diverges alone is left out
+            compared[name] = baseline(task, examples, test, settings, plan.rounds, plan.seed)
+    return compared
+
+
+def save_model(path: Path, task: Task, model: GlobalModel) -> None:
+    """Write the model's named tensors, and the features' standardisation, as safetensors."""
+    module = task.model()
+    load_vector(module, model.vector)
+    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    if model.standardisation is not None:
+        tensors["standardisation.mean"] = torch.from_numpy(model.standardisation.mean)
+        tensors["standardisation.scale"] = torch.from_numpy(model.standardisation.scale)
+    write_whole(path, save(tensors))
+
+
+def write_report(folder: Path, report: Report, compared: dict[str, Any], json_path: Path | None) -> None:
+    """Write the report into the run's folder, and where ``--json`` says."""
+    text = json.dumps(report.to_json() | {"baselines": compared, "folder": str(folder)}, indent=2) + "\n"
+    for path in (folder / "report.json", json_path):
+        if path is not None:
+            write_whole(path, text.encode())

@@ -1,0 +1,116 @@
+"""What a run shows: live progress, the final table, what was protected and how, the plot of the rounds."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import matplotlib
+
+matplotlib.use("Agg")  # no screen: the plot goes to a file
+
+from matplotlib import pyplot
+from matplotlib.ticker import MaxNLocator
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from flows.plan import Plan
+from flows.report import Report, RoundRecord
+from ml_tasks.task import Task
+
+SHOWN = ("accuracy", "auroc", "auprc", "loss", "observed_expected")
+"""The metrics in the final table."""
+
+
+class Screen:
+    """Tells the operator how a training goes: a progress bar on a terminal, plain lines otherwise."""
+
+    def __init__(self, plan: Plan, task: Task, folder: Path) -> None:
+        self._plan, self._task, self._folder = plan, task, folder
+        self._out, self._err = Console(highlight=False), Console(stderr=True, highlight=False)
+        self._out.width = max(self._out.width, 100)  # a column that is cut off tells nothing
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=self._err, disable=not self._err.is_terminal)
+        self._bar = self._progress.add_task("starting", total=plan.rounds)
+
+    def __enter__(self) -> Self:
+        plan, rules = self._plan, self._plan.protection
+        self._say(f"{self._task.title}. {self._task.provenance}")
+        self._say(
+            f"{len(plan.sites)} sites ({', '.join(plan.sites)}), {plan.rounds} rounds, {rules.protocol}, "
+            f"threshold {rules.threshold}, colluding {rules.colluding}"
+        )
+        self._say(f"The run's folder is {self._folder}")
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def finished(self, record: RoundRecord) -> None:
+        """Tell of a finished sum."""
+        name = f"{record.purpose} {record.round}.{record.attempt}"
+        figures = ", ".join(
+            f"{key} {record.metrics[key]:.4f}" for key in ("loss", "accuracy", "auroc") if key in record.metrics
+        )
+        dropped = "".join(f"; without {site}: {reason}" for site, reason in sorted(record.dropped.items()))
+        faults = "".join(f"; set aside: {fault}" for fault in record.faults)
+        self._progress.update(self._bar, completed=min(record.round, self._plan.rounds), description=name)
+        self._say(f"{name}: {figures or 'done'} ({record.total_s:.1f} s){dropped}{faults}")
+
+    def summary(self, report: Report, compared: dict[str, dict[str, float]]) -> None:
+        """Print the final table, what was protected, and where everything lies."""
+        table = Table(title=f"{self._task.title}: pooled test data of {len(self._plan.sites)} sites")
+        table.add_column("model")
+        for column in ("accuracy", "AUROC", "AUPRC", "loss", "observed/expected", "test examples"):
+            table.add_column(column, justify="right")
+        for name, metrics in {"federated": report.final.metrics, **compared}.items():
+            table.add_row(
+                name,
+                *(f"{metrics[key]:.3f}" if key in metrics else "-" for key in SHOWN),
+                f"{metrics['examples']:.0f}",
+            )
+        self._out.print(table)
+        for line in protection_lines(self._plan, report):
+            self._out.print(line, soft_wrap=True)
+        self._out.print(f"Model, report and plot are in {self._folder}", soft_wrap=True)
+
+    def _say(self, line: str) -> None:
+        self._err.print(line, soft_wrap=True, markup=False)
+
+
+def protection_lines(plan: Plan, report: Report) -> list[str]:
+    """Say what was protected and how, and what was not."""
+    rules = plan.protection
+    if rules.protocol == "plain":
+        return ["NOT PROTECTED: the plain protocol shows every site's update and counts to the coordinator."]
+    records = report.records
+    smallest = min(len(record.survivors) for record in records)
+    return [
+        "Protected: every update, weight, metric and statistic left its site inside a masked vector (secure "
+        f"aggregation, active adversary); the coordinator learnt {len(records)} sums over {smallest} sites or more.",
+        f"That holds against the coordinator together with {rules.colluding} colluding site(s); no sum is opened with "
+        f"fewer than {rules.threshold} sites.",
+        "Not protected: no differential privacy was used, so that the sums and the model may tell of single records.",
+        f"Each site sent at most {max(record.bytes_per_site for record in records):,} bytes a round; "
+        f"{sum(record.clamped for record in records)} values were clamped to their range.",
+    ]
+
+
+def plot_metrics(path: Path, report: Report) -> None:
+    """Draw the metrics of the incoming model by round; the test data are not in it."""
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    rounds = [record.round for record in report.rounds]
+    for name, style in (("accuracy", "o-"), ("auroc", "s-"), ("loss", "^--")):
+        values = [record.metrics.get(name, float("nan")) for record in report.rounds]
+        axes.plot(rounds, values, style, label=name, markersize=4)
+    axes.set(
+        xlabel="round", ylabel=f"incoming model on the {report.monitored} examples of all sites", title=report.training
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

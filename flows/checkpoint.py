@@ -1,0 +1,298 @@
+"""What a training keeps on the coordinator's disk, so that it can be taken up again (SPEC 6.6).
+
+``progress.json`` holds the finished rounds and the attempt begun last; models lie beside it by the digest of their
+content; a round whose survivor set may have been confirmed is *held*: its messages and its sum are written before any
+site is asked to confirm. Every file is written whole, flushed, and then named, so that a process may be killed at any
+instant.
+
+A killed training goes on after its last finished round. A round that was not held is tried again under a new attempt
+number; one that was held is finished under its own, for no site would start it again (SPEC 8, rule 3).
+"""
+
+import fcntl
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from flows.model import GlobalModel
+from flows.plan import Plan
+from flows.report import Report, RoundRecord
+from protocols.contexts import AttemptContext, Digest, Purpose
+from protocols.errors import BadMessage
+from protocols.files import write_whole
+from protocols.messages import Envelope
+from protocols.secagg_coordinator import Dealings, inboxes, open_roster
+
+Stored = TypeVar("Stored")
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used; one line that says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Best:
+    """The incoming model with the best monitored metric so far, and the round that measured it."""
+
+    round: int
+    value: float
+    model: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a training has come.
+
+    Attributes:
+        training: its name.
+        plan: the plan's digest.
+        model: digest of the current model's file.
+        round, attempt: the attempt begun last; attempt numbers never go back.
+        monitored: the examples that the rounds' metrics are measured on.
+        records: the finished sums.
+        best: of the rounds so far.
+        stopped: whether the training has stopped early.
+    """
+
+    training: str
+    plan: Digest
+    model: Digest
+    round: int = -1
+    attempt: int = 0
+    monitored: str = ""
+    records: tuple[RoundRecord, ...] = ()
+    best: Best | None = None
+    stopped: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """A round whose survivor set is fixed: everything that finishing it needs.
+
+    Attributes:
+        context: the attempt.
+        adverts: of U1.
+        dealt: the sealed shares of U2, by dealer.
+        survivors: U3.
+        absent: why each other site is not in it.
+        total: SHA-256 of the sum of the masked vectors, which lies beside it.
+        train_s: the slowest survivor's local work in seconds.
+        sent: the most bytes that a site had sent in it.
+    """
+
+    context: AttemptContext
+    adverts: tuple[Envelope, ...]
+    dealt: Mapping[str, tuple[Envelope, ...]]
+    survivors: tuple[str, ...]
+    absent: Mapping[str, str]
+    total: Digest
+    train_s: float
+    sent: int
+
+    @property
+    def dealings(self) -> Dealings:
+        """U1 and U2, checked anew."""
+        return inboxes(open_roster(self.context, self.adverts), self.dealt)
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """The checkpoint in ``folder``; open it with ``create`` or ``resume``."""
+
+    folder: Path
+    progress: Progress
+    model: GlobalModel
+    _lock: IO[str] = field(repr=False)
+
+    @classmethod
+    def create(cls, folder: Path, training: str, plan: Plan, model: GlobalModel) -> "Checkpoint":
+        """Start the checkpoint of a new training."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _hold_alone(folder)
+        digest = _keep(folder, model.to_bytes())
+        checkpoint = cls(folder, Progress(training, plan.digest, digest), model, lock)
+        checkpoint._write(checkpoint.progress)
+        return checkpoint
+
+    @classmethod
+    def resume(cls, folder: Path, plan: Plan, *, parameters: int, features: int) -> "Checkpoint":
+        """Take up the checkpoint of a training that was cut off.
+
+        Raises:
+            CheckpointError: it is missing, cut short, in use, or of another plan or model.
+        """
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: there is no checkpoint: name a run's folder")
+        lock = _hold_alone(folder)
+        progress = _read(Progress, folder / "progress.json")
+        if progress.plan != plan.digest:
+            raise CheckpointError(f"{folder}: the checkpoint is of another plan: resume it with the plan that it has")
+        return cls(folder, progress, _load(folder, progress.model, parameters, features), lock)
+
+    def close(self) -> None:
+        """Let another process take up the training."""
+        self._lock.close()
+
+    def record(self, purpose: Purpose, round_: int) -> RoundRecord | None:
+        """The record of a sum that is finished."""
+        return next((one for one in self.progress.records if (one.purpose, one.round) == (purpose, round_)), None)
+
+    def next_attempt(self, round_: int) -> int:
+        """The first attempt number at a round that no site has seen."""
+        return self.progress.attempt + 1 if self.progress.round == round_ else 1
+
+    def begin(self, round_: int, attempt: int) -> None:
+        """Note an attempt before any site is asked."""
+        self._write(replace(self.progress, round=round_, attempt=attempt))
+
+    def monitor(self, examples: str) -> None:
+        """Note the name of the examples that the rounds' metrics are measured on."""
+        self._write(replace(self.progress, monitored=examples))
+
+    def hold(
+        self,
+        dealings: Dealings,
+        survivors: tuple[str, ...],
+        absent: Mapping[str, str],
+        total: NDArray[np.uint8],
+        train_s: float,
+        sent: int,
+    ) -> None:
+        """Keep a round before any site is asked to confirm it."""
+        dealt = {dealer: tuple(messages.values()) for dealer, messages in dealings.envelopes.items()}
+        roster, digest = dealings.roster, _keep(self.folder, total.tobytes())
+        held = Held(roster.context, roster.envelopes, dealt, survivors, absent, digest, train_s, sent)
+        write_whole(self.folder / "held.json", TypeAdapter(Held).dump_json(held))
+
+    def held(self, round_: int) -> Held | None:
+        """The round that must be finished, if it is this one.
+
+        Raises:
+            CheckpointError: if what was kept is cut short.
+        """
+        path = self.folder / "held.json"
+        if not path.exists():
+            return None
+        held = _read(Held, path)
+        return held if (held.context.round, held.context.model) == (round_, self.progress.model) else None
+
+    def held_total(self, held: Held) -> NDArray[np.uint8]:
+        """The sum of a held round's masked vectors.
+
+        Raises:
+            CheckpointError: if it is missing or cut short.
+        """
+        return np.frombuffer(_fetch(self.folder, held.total), np.uint8)
+
+    def commit(self, plan: Plan, record: RoundRecord, model: GlobalModel) -> None:
+        """Take over a finished sum and the model that it gives; what is no longer needed is deleted."""
+        progress, digest = self.progress, _keep(self.folder, model.to_bytes())
+        best, stopped = progress.best, progress.stopped
+        if record.purpose == "training":
+            best = _better(plan, best, record, progress.model)
+            waited = record.round - best.round if best else 0
+            tired = 0 < plan.stopping.patience <= waited
+            converged = digest == progress.model  # no site makes another sum from the same model (SPEC 8, rule 3)
+            stopped = (tired or converged) and record.round < plan.rounds
+        records = (*progress.records, record)
+        self._write(replace(progress, model=digest, records=records, best=best, stopped=stopped))
+        self.model = model
+        keep = {"progress.json", "lock", digest, best.model if best else ""}
+        for path in self.folder.iterdir():
+            if path.name not in keep:
+                path.unlink()
+
+    def take_best(self) -> None:
+        """Go back to the best model, for the final evaluation.
+
+        Raises:
+            CheckpointError: if its file is missing or cut short.
+        """
+        if self.progress.best is not None:
+            scaling = self.model.standardisation
+            features = 0 if scaling is None else scaling.mean.size
+            self.model = _load(self.folder, self.progress.best.model, self.model.vector.size, features)
+            self._write(replace(self.progress, model=self.progress.best.model))
+
+    def report(self) -> Report:
+        """What a finished training tells of itself.
+
+        Raises:
+            ValueError: if it is not finished.
+        """
+        progress = self.progress
+        by_purpose = {
+            purpose: tuple(record for record in progress.records if record.purpose == purpose)
+            for purpose in ("statistics", "training", "evaluation")
+        }
+        if not by_purpose["evaluation"]:
+            raise ValueError("the training is not finished")
+        return Report(
+            progress.training,
+            progress.plan,
+            progress.monitored,
+            by_purpose["statistics"][0] if by_purpose["statistics"] else None,
+            by_purpose["training"],
+            by_purpose["evaluation"][0],
+            progress.best.round if progress.best else None,
+            progress.stopped,
+        )
+
+    def _write(self, progress: Progress) -> None:
+        write_whole(self.folder / "progress.json", TypeAdapter(Progress).dump_json(progress, indent=1))
+        self.progress = progress
+
+
+def _better(plan: Plan, best: Best | None, record: RoundRecord, model: str) -> Best | None:
+    value = record.metrics.get(plan.stopping.metric)
+    if value is None:
+        return best
+    if best is not None and (value >= best.value if plan.stopping.metric == "loss" else value <= best.value):
+        return best
+    return Best(record.round, value, model)
+
+
+def _hold_alone(folder: Path) -> IO[str]:
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise CheckpointError(f"{folder}: another process runs this training: wait for it, or end it") from None
+    return lock
+
+
+def _keep(folder: Path, content: bytes) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    if not (folder / digest).exists():
+        write_whole(folder / digest, content)
+    return digest
+
+
+def _fetch(folder: Path, digest: str) -> bytes:
+    with suppress(OSError):
+        content = (folder / digest).read_bytes()
+        if hashlib.sha256(content).hexdigest() == digest:
+            return content
+    raise CheckpointError(f"{folder / digest}: is missing or cut short: the training cannot be resumed")
+
+
+def _load(folder: Path, digest: str, parameters: int, features: int) -> GlobalModel:
+    try:
+        return GlobalModel.from_bytes(_fetch(folder, digest), parameters=parameters, features=features)
+    except BadMessage:
+        raise CheckpointError(f"{folder}: the checkpoint is of another model: the task has changed since") from None
+
+
+def _read(kind: type[Stored], path: Path) -> Stored:
+    try:
+        return TypeAdapter(kind).validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise CheckpointError(f"{path}: is missing or cut short: the training cannot be resumed") from None

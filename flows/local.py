@@ -1,0 +1,107 @@
+"""Local mode: every site in the coordinator's process, for laptops, simulations and tests (SPEC 6.4).
+
+The same handlers, envelopes and vaults as between organisations; only the way to a site is a function call. A request
+and its answer pass as text, so that nothing but what the wire would carry gets across.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from flows.collect import Absent
+from flows.exchange import Exchange
+from flows.plan import Plan
+from flows.policy import Policy
+from flows.site import Answer, Site
+from protocols.keys import Consortium, Identity
+from protocols.messages import COORDINATOR, Envelope
+from protocols.vault import Vault
+
+
+class Sites(Protocol):
+    """A way to reach the sites."""
+
+    def ask(self, site: str, request: Envelope, deadline_s: float) -> Answer | Absent:
+        """Send a signed request; give the site's answer, unverified, or say that there was none in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalSites:
+    """Sites that live in this process, each with a vault of its own."""
+
+    sites: Mapping[str, Site]
+
+    def ask(self, site: str, request: Envelope, deadline_s: float) -> Answer | Absent:
+        """Call the site's handler in a thread of its own; a handler that outlives the deadline is left behind."""
+        answers: queue.SimpleQueue[list[str]] = queue.SimpleQueue()
+
+        def handle(text: str) -> None:
+            answers.put([message.to_json() for message in self.sites[site].answer(Envelope.from_json(text))])
+
+        threading.Thread(target=handle, args=(request.to_json(),), daemon=True).start()
+        try:
+            return tuple(Envelope.from_json(text) for text in answers.get(timeout=deadline_s))
+        except queue.Empty:
+            return Absent(f"no answer within {deadline_s:g} s")
+
+    def close(self) -> None:
+        """Close every vault."""
+        for site in self.sites.values():
+            site.vault.close()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalConsortium:
+    """A consortium on one machine: identities and vaults of its own, an exchange in a folder."""
+
+    coordinator: Identity
+    consortium: Consortium
+    exchange: Exchange
+    sites: LocalSites
+
+    def close(self) -> None:
+        """Close every vault."""
+        self.sites.close()
+
+
+def open_consortium(folder: Path, plan: Plan, data: Path | None) -> LocalConsortium:
+    """Found a local consortium for ``plan`` in ``folder``, or open the one that is there.
+
+    Every site finds its data set in ``data``.
+    """
+    vaults = {site: _open_vault(folder / "sites" / site, site) for site in plan.sites}
+    keeper = _open_vault(folder / "coordinator", COORDINATOR)
+    coordinator = keeper.identity
+    keeper.close()
+    consortium = Consortium(coordinator.public, {site: vault.identity.public for site, vault in vaults.items()})
+    exchange = Exchange(f"file://{folder.absolute()}/exchange")
+    policy = Policy((plan.task,), plan.protection.allow_insecure)
+    folders = {} if data is None else {plan.data: data}
+    sites = {site: Site(vault, consortium, exchange, folders, policy) for site, vault in vaults.items()}
+    for site, vault in vaults.items():
+        keep_log(site, vault.folder / "site.log")
+    return LocalConsortium(coordinator, consortium, exchange, LocalSites(sites))
+
+
+def keep_log(site: str, path: Path) -> None:
+    """Keep a site's log in a file of its own: what it says of its data is for the site alone."""
+    log = logging.getLogger(f"fedseal.site.{site}")
+    for handler in log.handlers[:]:
+        log.removeHandler(handler)
+        handler.close()
+    path.touch(mode=0o600)
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.propagate = False
+
+
+def _open_vault(folder: Path, name: str) -> Vault:
+    vault = Vault(folder)
+    if not vault.has_identity:
+        vault.keep_identity(Identity.generate(name))
+    return vault

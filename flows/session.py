@@ -1,0 +1,139 @@
+"""What the coordinator's process holds of a training and Prefect must not: live parts, by the training's name.
+
+Flow runs carry names and numbers only, since Prefect stores their parameters; a task looks the rest up here.
+"""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from flows.checkpoint import Checkpoint
+from flows.collect import Absent
+from flows.exchange import Exchange
+from flows.local import Sites
+from flows.plan import Plan
+from flows.report import RoundRecord
+from flows.site import Answer
+from flows.tables import segments_of
+from ml_tasks.task import Task
+from protocols.contexts import AttemptContext, Purpose
+from protocols.errors import BadInput, BadMessage
+from protocols.keys import Consortium, Identity
+from protocols.messages import Refusal, envelope, open_body
+
+LONGEST_REASON = 500
+"""A refusal's text is the site's: no more of it, and nothing that a terminal would obey, is shown to the operator."""
+
+
+@dataclass(slots=True)
+class Session:
+    """A training's live parts.
+
+    Attributes:
+        training: its name.
+        plan, task: what is trained.
+        identity: the coordinator's.
+        consortium: the pinned keys.
+        exchange: where vectors and models lie.
+        sites: the way to the sites.
+        checkpoint: how far the training has come, with the current global model.
+        observe: told of every finished round.
+    """
+
+    training: str
+    plan: Plan
+    task: Task
+    identity: Identity
+    consortium: Consortium
+    exchange: Exchange
+    sites: Sites
+    checkpoint: Checkpoint
+    observe: Callable[[RoundRecord], None] = lambda record: None
+    _sent: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def context(self, purpose: Purpose, round_: int, attempt: int) -> AttemptContext:
+        """The attempt context of a sum on the current model, which is put on the exchange."""
+        rules = self.plan.protection
+        return AttemptContext(
+            purpose=purpose,
+            training=self.training,
+            round=round_,
+            attempt=attempt,
+            plan=self.plan.digest,
+            sites={site: self.consortium.sites[site] for site in self.plan.sites},
+            threshold=rules.threshold,
+            colluding=rules.colluding,
+            model=self.exchange.put(self.identity.name, self.checkpoint.model.to_bytes()),
+            segments=segments_of(
+                self.plan, purpose, parameters=self.checkpoint.model.vector.size, features=len(self.task.features)
+            ),
+        )
+
+    def ask(self, site: str, step: str, context: str, body: object, deadline_s: float) -> tuple[Answer | Absent, float]:
+        """Sign and send a request; a refusal is an absence with the site's reason. Also gives the seconds it took."""
+        began = time.monotonic()
+        request = envelope(self.identity, f"ask/{step}", context, site, body)
+        try:
+            answer = self.sites.ask(site, request, deadline_s)
+        except OSError as error:
+            answer = Absent(f"cannot be reached: {error.strerror}")
+        seconds = time.monotonic() - began
+        if isinstance(answer, Absent):
+            return answer, seconds
+        with self._lock:
+            self._sent[context, site] += sum(len(message.to_json()) for message in answer)
+        if len(answer) == 1 and answer[0].kind == "refusal":
+            return self._refused(site, step, context, answer), seconds
+        return answer, seconds
+
+    def count_vector(self, site: str, context: str, size: int) -> None:
+        """Count a vector that a site has put on the exchange."""
+        with self._lock:
+            self._sent[context, site] += size
+
+    def bytes_per_site(self, *contexts: str) -> int:
+        """The most bytes that any site has sent in these contexts."""
+        with self._lock:
+            return max((sum(self._sent[context, site] for context in contexts) for site in self.plan.sites), default=0)
+
+    def _refused(self, site: str, step: str, context: str, answer: Answer) -> Absent:
+        key, receiver = self.consortium.sites[site], self.identity.name
+        try:
+            refusal = open_body(
+                Refusal, answer[0], key=key, kind="refusal", context=context, sender=site, receiver=receiver
+            )
+        except BadMessage as bad:
+            return Absent(str(bad))
+        # Once a survivor set may be confirmed, no single site can stop the round from being finished.
+        bad_input = refusal.error == BadInput.__name__ and step not in ("confirm", "reveal")
+        reason = "".join(letter for letter in refusal.reason[:LONGEST_REASON] if letter.isprintable())
+        return Absent(f"refused {step}: {reason}", bad_input)
+
+
+_sessions: dict[str, Session] = {}
+
+
+def session(training: str) -> Session:
+    """The live parts of a training in this process.
+
+    Raises:
+        ValueError: if this process does not run it.
+    """
+    try:
+        return _sessions[training]
+    except KeyError:
+        raise ValueError(f"training {training} has no session in this process: start it with fedseal run") from None
+
+
+@contextmanager
+def opened(live: Session) -> Iterator[Session]:
+    """Make a session known to the flows for as long as it lasts."""
+    _sessions[live.training] = live
+    try:
+        yield live
+    finally:
+        del _sessions[live.training]

@@ -1,0 +1,70 @@
+"""Models as vectors, and the strategies that move the global vector by a sum of updates (SPEC 3.5).
+
+A strategy sees sums over the sites and never one site's update: nothing else leaves a secure sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+def to_vector(model: nn.Module) -> NDArray[np.float32]:
+    """Flatten a model: every floating-point entry of its state dict, in order.
+
+    Buffers such as a batch norm's running means are part of it, or the averaged model would predict with the initial
+    ones. Integer entries (a batch norm's counter) are not: they have no mean.
+
+    Returns:
+        (d,) float32.
+    """
+    entries = [entry.detach().to("cpu", torch.float32).reshape(-1) for entry in _entries(model)]
+    return np.asarray(torch.cat(entries).numpy())
+
+
+def load_vector(model: nn.Module, vector: NDArray[np.float32]) -> None:
+    """Write a vector made by `to_vector` into a model of the same architecture.
+
+    Raises:
+        ValueError: if the vector has another size than the model.
+    """
+    entries = _entries(model)
+    sizes = [entry.numel() for entry in entries]
+    if vector.shape != (sum(sizes),):
+        raise ValueError(f"a vector of shape {vector.shape} does not fit a model of {sum(sizes)} values")
+    values = torch.tensor(vector)  # a copy: the model must not write into the caller's vector
+    with torch.no_grad():
+        for entry, part in zip(entries, torch.split(values, sizes), strict=True):
+            entry.copy_(part.reshape(entry.shape))
+
+
+@dataclass(frozen=True, slots=True)
+class FedAvg:
+    """Federated averaging: the mean of the updates, weighted by numbers of examples (McMahan et al. 2017)."""
+
+    def apply(
+        self, vector: NDArray[np.float32], update_sum: NDArray[np.float64], weight_sum: float
+    ) -> NDArray[np.float32]:
+        """Give vector + update_sum / weight_sum, computed in float64.
+
+        Args:
+            vector: (d,) the incoming global model.
+            update_sum: (d,) the sum over sites of weight * update.
+            weight_sum: the sum over the same sites of weight.
+
+        Raises:
+            ValueError: if the weight is not positive or the shapes differ.
+        """
+        if not weight_sum > 0:  # written so that NaN is refused too
+            raise ValueError(f"the summed weight is {weight_sum}, so there is no mean")
+        if update_sum.shape != vector.shape:
+            raise ValueError(f"a sum of shape {update_sum.shape} does not fit a model of shape {vector.shape}")
+        return (vector.astype(np.float64) + update_sum / weight_sum).astype(np.float32)
+
+
+def _entries(model: nn.Module) -> list[Tensor]:
+    return [entry for entry in model.state_dict().values() if entry.is_floating_point()]

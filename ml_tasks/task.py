@@ -1,0 +1,133 @@
+"""The interface of the ML layer: what a task supplies, and the values that carry a site's examples (ADR 0001).
+
+To train another model on other data, subclass `Task` in a package of your own, write `load` and `model`, and name the
+class by its import path in the plan. Everything here runs at a site, next to the data; what a task returns is never
+sent anywhere in the clear.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class DataError(Exception):
+    """A site's data cannot be used.
+
+    The message is one line: which file, where in it, why, and what to do. It never contains a cell's value or the
+    contents of a record: it may end up in a log that more people read than the data.
+    """
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # a generated __eq__ would raise: arrays compare entry by entry
+class Examples:
+    """Rows to learn from.
+
+    Args:
+        features: (n, ...) float32; NaN marks a missing value.
+        targets: (n,) float32.
+
+    Raises:
+        ValueError: if the two differ in length.
+    """
+
+    features: NDArray[np.float32]
+    targets: NDArray[np.float32]
+
+    def __post_init__(self) -> None:
+        if self.targets.shape != self.features.shape[:1]:
+            raise ValueError(f"features {self.features.shape} and targets {self.targets.shape} differ in length")
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SiteData:
+    """One site's examples. `test` serves the final evaluation and nothing else."""
+
+    train: Examples
+    test: Examples
+    validation: Examples | None = None
+
+    @property
+    def monitored(self) -> tuple[Literal["train", "validation"], Examples]:
+        """Name and give the examples on which each round measures the incoming model.
+
+        Never the test examples: whoever watches the rounds and picks one by its metrics would be tuning on them.
+        """
+        return ("train", self.train) if self.validation is None else ("validation", self.validation)
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """A column and its public plausible bounds.
+
+    The bounds come from knowledge of the field, never from the data: every party sees them, and a bound read off the
+    data would publish the most extreme patient. A value outside them is clamped in the statistics only; the model sees
+    it as it is.
+
+    Raises:
+        ValueError: if low is not below high.
+    """
+
+    name: str
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"feature {self.name}: low {self.low} is not below high {self.high}")
+
+
+class Task(abc.ABC):
+    """A model, the data it learns from, and the loss.
+
+    Attributes:
+        title: what is being predicted, for people.
+        provenance: one honest sentence on where the data come from, shown in the report.
+        needs_data: False when the data are embedded in an installed package, so that `load` gets no folder.
+        features: the columns to standardise with securely summed statistics; empty for no standardisation.
+    """
+
+    title: ClassVar[str]
+    provenance: ClassVar[str]
+    needs_data: ClassVar[bool] = True
+    features: ClassVar[tuple[Feature, ...]] = ()
+
+    @abc.abstractmethod
+    def load(self, folder: Path | None, site: str) -> SiteData:
+        """Read the examples of `site`, and of no other.
+
+        Args:
+            folder: where this site keeps the data set; None when `needs_data` is False.
+            site: the site's name in the plan.
+
+        Raises:
+            DataError: if the data cannot be used.
+        """
+
+    @abc.abstractmethod
+    def model(self) -> nn.Module:
+        """Build the untrained model; it maps features (n, ...) to one logit per example, shape (n,) or (n, 1)."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Compute the loss of each example, by default binary cross entropy.
+
+        One value per example and not their mean, because the metrics sum it over sites.
+
+        Args:
+            logits: (n,).
+            targets: (n,), each 0 or 1.
+
+        Returns:
+            (n,).
+        """
+        return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")

@@ -1,0 +1,166 @@
+"""Local training and evaluation at one site (SPEC 3.5): model vector and examples in, update and counts out.
+
+Everything is a function of its arguments: the same seed gives the same bits on the same machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ml_tasks.averaging import load_vector, to_vector
+from ml_tasks.metrics import count
+from ml_tasks.tabular import Standardisation, apply
+from ml_tasks.task import Examples, Task
+
+EVALUATION_BATCH = 1024  # examples held on the device at once
+EVALUATION_SEED = 0  # a model that draws while it predicts still gives the same counts twice
+
+# Layers such as dropout, and every initialisation, draw from torch's global generator, of which a process has one. In
+# local mode several sites train in threads of one process: whoever draws first would change what the others get. So
+# whatever may draw holds this lock, seeds the global generator and puts it back.
+_global_generator = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTraining:
+    """What a site does with the global model in one round, with plain SGD.
+
+    Args:
+        steps: SGD steps per round.
+        batch_size: examples per step; a site with fewer uses all of them.
+        learning_rate: of SGD, as are momentum and weight_decay. The momentum starts at zero in each round.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or not self.learning_rate > 0:
+            raise ValueError("steps, batch_size and learning_rate must be positive")
+        if not 0 <= self.momentum < 1 or not self.weight_decay >= 0:
+            raise ValueError("momentum must be in [0, 1) and weight_decay at least 0")
+
+
+def initial_vector(task: Task, seed: int) -> NDArray[np.float32]:
+    """Initialise the task's model from `seed`, 0 <= seed < 2^64, and flatten it."""
+    with _seeded(seed, torch.device("cpu")):
+        return to_vector(task.model())
+
+
+def train(
+    task: Task,
+    examples: Examples,
+    vector: NDArray[np.float32],
+    standardisation: Standardisation | None,
+    settings: LocalTraining,
+    seed: int,
+) -> NDArray[np.float32]:
+    """Train the global model on one site's examples and give the update: local vector after minus before.
+
+    Args:
+        vector: (d,) the incoming global model.
+        standardisation: that of all sites, or None where the task names no features.
+        seed: 0 <= seed < 2^64; a different one per site and round, or all rounds would see the same batches.
+
+    Returns:
+        (d,); zero where there is nothing to learn from.
+
+    Raises:
+        FloatingPointError: if the training diverged.
+        ValueError: if the model or the loss does not give one value per example.
+    """
+    if len(examples) == 0:
+        return np.zeros_like(vector)
+    device = _device()
+    features = torch.tensor(apply(examples.features, standardisation), device=device)
+    targets = torch.tensor(examples.targets, device=device)
+    with _seeded(seed, device):
+        model = task.model().to(device)
+        load_vector(model, vector)
+        model.train()
+        optimizer = torch.optim.SGD(
+            model.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
+        )
+        batches = _batches(len(examples), settings.batch_size, torch.Generator().manual_seed(seed))
+        for batch in itertools.islice(batches, settings.steps):
+            rows = batch.to(device)
+            optimizer.zero_grad()
+            _, losses = _predict(task, model, features[rows], targets[rows])
+            torch.autograd.backward(losses.mean())
+            optimizer.step()
+    update = to_vector(model) - vector
+    if not np.isfinite(update).all():
+        raise FloatingPointError("local training diverged: lower the learning rate, or look for infinite values")
+    return update
+
+
+def evaluate(
+    task: Task, examples: Examples, vector: NDArray[np.float32], standardisation: Standardisation | None
+) -> dict[str, NDArray[np.float64]]:
+    """Count how the model of `vector` does on one site's examples, of which there may be none (see `metrics.count`).
+
+    Raises:
+        ValueError: if the model or the loss does not give one finite value per example.
+    """
+    device = _device()
+    features = torch.tensor(apply(examples.features, standardisation))
+    targets = torch.tensor(examples.targets)
+    logits, losses = torch.zeros(len(examples)), torch.zeros(len(examples))
+    with _seeded(EVALUATION_SEED, device), torch.no_grad():
+        model = task.model().to(device)
+        load_vector(model, vector)
+        model.eval()
+        for start in range(0, len(examples), EVALUATION_BATCH):
+            rows = slice(start, start + EVALUATION_BATCH)
+            logits[rows], losses[rows] = _predict(task, model, features[rows].to(device), targets[rows].to(device))
+    return count(logits.numpy(), examples.targets, losses.numpy())
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    with _global_generator, torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _batches(examples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Shuffle, cut into whole batches, and start again, for ever.
+
+    The rest of an epoch is left out: a batch of one would weigh its example most, and stop a batch norm. The next
+    shuffle leaves out others.
+    """
+    size = min(batch_size, examples)
+    while True:
+        order = torch.randperm(examples, generator=generator)
+        yield from torch.split(order[: examples // size * size], size)
+
+
+def _predict(task: Task, model: nn.Module, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    output = model(features)
+    if output.numel() != len(targets):
+        raise ValueError(f"the model gives {tuple(output.shape)} for {len(targets)} examples, not one logit for each")
+    logits = output.reshape(-1)
+    losses = task.loss(logits, targets)
+    if losses.shape != targets.shape:
+        raise ValueError(f"the loss gives {tuple(losses.shape)} for {len(targets)} examples, not one value for each")
+    return logits, losses
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,214 @@
+"""A site's durable state: identity, agreements, contexts and the journal (SPEC 7).
+
+One SQLite file (WAL, synchronous=FULL, secure_delete, mode 0600) and a folder of masked vectors. Whatever a site
+answers has been committed here first, so that its process can be killed at any instant and answers the same when asked
+again. The rules that must outlive a process are ``protocols.site``'s; this file only keeps what they need.
+"""
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from protocols.contexts import SPEC_VERSION, AttemptContext, sha256
+from protocols.files import private, write_whole
+from protocols.keys import Identity
+
+EMPTY_LEDGER = sha256(SPEC_VERSION, "empty ledger")
+"""The head of a ledger without entries, as it rides in adverts."""
+
+BUSY_TIMEOUT_S = 60.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS identity (name TEXT NOT NULL, secret BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS agreements (training TEXT PRIMARY KEY, plan TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS contexts (
+    attempt_context TEXT PRIMARY KEY, round_context TEXT UNIQUE, training TEXT NOT NULL, purpose TEXT NOT NULL,
+    round INTEGER NOT NULL, attempt INTEGER NOT NULL, model TEXT NOT NULL, confirmed INTEGER NOT NULL DEFAULT 0,
+    state TEXT  -- NULL once the secrets are erased
+) STRICT;
+CREATE TABLE IF NOT EXISTS journal (
+    attempt_context TEXT NOT NULL REFERENCES contexts, step TEXT NOT NULL, request TEXT NOT NULL, input TEXT NOT NULL,
+    answer_digest TEXT NOT NULL, answer TEXT,  -- NULL once erased: the digest stays
+    PRIMARY KEY (attempt_context, step)
+) STRICT;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A context as the vault knows it; ``state`` is ``None`` once its secrets are erased."""
+
+    attempt_context: str
+    round_context: str | None
+    training: str
+    purpose: str
+    round: int
+    attempt: int
+    model: str
+    confirmed: bool
+    state: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A journal entry: what was asked (digests of request and private input) and what was answered."""
+
+    request: str
+    input: str
+    answer: str | None = field(repr=False)
+
+
+class Vault:
+    """The durable state of one site in ``folder``; safe to open from several threads and processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / "masked").mkdir(exist_ok=True, mode=0o700)
+        path = folder / "vault.sqlite"
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        self._lock = threading.RLock()
+        self._erased: list[str] = []
+        self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+        with open(folder / "opening", "w", opener=private) as opening:
+            fcntl.flock(opening, fcntl.LOCK_EX)  # SQLite's own timeout does not cover the switch to WAL
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA secure_delete = ON")
+            self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        """Close the file, after whoever is using it; a thread that comes later gets an error."""
+        with self._lock:
+            self._db.close()
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the vault alone, across threads and processes; commit at the end, roll back on an error."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._erased.clear()
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+            if self._erased:
+                self._sweep()
+
+    def keep_identity(self, identity: Identity) -> None:
+        """Store the identity of a new vault.
+
+        Raises:
+            ValueError: if the vault has one.
+        """
+        with self.exclusive():
+            if self.has_identity:
+                raise ValueError("this vault already has an identity")
+            self._db.execute("INSERT INTO identity VALUES (?, ?)", (identity.name, identity.secret))
+
+    @property
+    def has_identity(self) -> bool:
+        """Whether an identity was kept."""
+        return bool(self._rows("SELECT 1 FROM identity"))
+
+    @property
+    def identity(self) -> Identity:
+        """The site's identity.
+
+        Raises:
+            ValueError: if none was kept.
+        """
+        rows = self._rows("SELECT name, secret FROM identity")
+        if not rows:
+            raise ValueError("this vault has no identity")
+        return Identity(*rows[0])
+
+    def agree(self, training: str, plan: str) -> bool:
+        """Agree to a plan's digest for a training; false if another was agreed to before."""
+        with self.exclusive():
+            self._db.execute("INSERT OR IGNORE INTO agreements VALUES (?, ?)", (training, plan))
+            return self.agreed(training) == plan
+
+    def agreed(self, training: str) -> str | None:
+        """The digest of the plan agreed to for this training."""
+        rows = self._rows("SELECT plan FROM agreements WHERE training = ?", training)
+        return str(rows[0][0]) if rows else None
+
+    def find(self, context: str) -> Context | None:
+        """Find a context by its attempt or its round context."""
+        found = self._contexts("? IN (attempt_context, round_context)", context)
+        return found[0] if found else None
+
+    def of_training(self, training: str) -> list[Context]:
+        """Every context of a training, oldest first."""
+        return self._contexts("training = ? ORDER BY round, attempt", training)
+
+    def add(self, context: AttemptContext) -> None:
+        """Enter a new context."""
+        self._db.execute(
+            "INSERT INTO contexts VALUES (?, NULL, ?, ?, ?, ?, ?, 0, '')",
+            (context.digest, context.training, context.purpose, context.round, context.attempt, context.model),
+        )
+
+    def advance(self, attempt_context: str, state: str, *, round_context: str | None, confirmed: bool) -> None:
+        """Store the state that a step led to."""
+        self._db.execute(
+            "UPDATE contexts SET state = ?, round_context = ?, confirmed = ? WHERE attempt_context = ?",
+            (state, round_context, confirmed, attempt_context),
+        )
+
+    def entry(self, attempt_context: str, step: str) -> Entry | None:
+        """What was answered to a step of this context."""
+        query = "SELECT request, input, answer FROM journal WHERE attempt_context = ? AND step = ?"
+        rows = self._rows(query, attempt_context, step)
+        return Entry(*rows[0]) if rows else None
+
+    def journal(self, attempt_context: str, step: str, entry: Entry) -> None:
+        """Enter an answer; it becomes durable when the exclusive hold ends."""
+        digest = sha256(entry.answer or "")
+        self._db.execute(
+            "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)",
+            (attempt_context, step, entry.request, entry.input, digest, entry.answer),
+        )
+
+    def masked_path(self, attempt_context: str) -> Path:
+        """Where the masked vector of a context lies."""
+        return self.folder / "masked" / attempt_context
+
+    def keep_masked(self, attempt_context: str, vector: memoryview) -> None:
+        """Write a masked vector so that it is on disk, whole, before its journal entry is."""
+        write_whole(self.masked_path(attempt_context), vector)
+
+    def erase(self, attempt_context: str) -> None:
+        """Delete the secrets of a context: state, answers and masked vector. Digests stay in the journal.
+
+        What is not in the tables goes once the exclusive hold has committed, so that a rollback brings all of it back.
+        """
+        self._db.execute("UPDATE contexts SET state = NULL WHERE attempt_context = ?", (attempt_context,))
+        self._db.execute("UPDATE journal SET answer = NULL WHERE attempt_context = ?", (attempt_context,))
+        self._erased.append(attempt_context)
+
+    def _sweep(self) -> None:
+        for attempt_context in self._erased:
+            for path in (self.folder / "masked").glob(f"{attempt_context}*"):
+                path.unlink(missing_ok=True)
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log still holds the pages as they were before
+
+    def _contexts(self, where: str, value: str) -> list[Context]:
+        columns = "attempt_context, round_context, training, purpose, round, attempt, model, confirmed, state"
+        rows = self._rows(f"SELECT {columns} FROM contexts WHERE {where}", value)  # noqa: S608 - constants
+        return [replace(Context(*row), confirmed=bool(row[7])) for row in rows]
+
+    def _rows(self, query: str, *values: str) -> list[Any]:
+        """Read under the lock: threads that run one statement of a connection at once fail with "API misuse"."""
+        with self._lock:
+            return self._db.execute(query, values).fetchall()

@@ -1,0 +1,68 @@
+"""What all tests share: an own Prefect home, hypothesis profiles, the open data and the Debian packages.
+
+Prefect reads its settings when it is first imported, so this file sets them at its top, before any test module can
+import it. Nothing here runs by itself in a test: a test asks for the fixture that it needs.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A developer's own server, profile or key must not be touched by tests.
+for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+    del os.environ[name]
+
+_prefect_home = tempfile.mkdtemp(prefix="fedseal-tests-prefect-")
+# Registered before Prefect's own exit handlers, thus run after them: its server has let go of the database by then.
+atexit.register(shutil.rmtree, _prefect_home, ignore_errors=True)
+
+os.environ.update(
+    DO_NOT_TRACK="1",
+    PREFECT_HOME=_prefect_home,
+    PREFECT_LOGGING_LEVEL="WARNING",
+    PREFECT_SERVER_ANALYTICS_ENABLED="false",
+    # With a new database the embedded server was seen to take 25 s; Prefect gives up after 20 s.
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",
+)
+
+# Hypothesis derandomises by itself where CI is set; ours goes on searching there, and prints how to repeat a failure.
+_random = settings(settings.get_profile("default"), deadline=None)
+settings.register_profile("fedseal", _random)
+settings.register_profile("ci", _random, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") == "true" else "fedseal")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Give the folder with the open data sets (`uci-heart/`, `eicu-demo/`), or skip where it is not there."""
+    folder = Path(os.environ.get("FEDSEAL_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no open data at {folder}; FEDSEAL_TEST_DATA can name another folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def debian_package() -> Callable[..., Path]:
+    """Give a function that finds a Debian package's command, for tests against real programs.
+
+    Where it is missing the test is skipped; under CI=true it fails, so that .ci/run cannot forget the package.
+    """
+
+    def find(package: str, *, command: str | None = None) -> Path:
+        found = shutil.which(command or package, path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
+        if found is None:
+            reason = f"the Debian package {package} is not installed"
+            if os.environ.get("CI") == "true":
+                pytest.fail(f"{reason}: add it to test_packages in .ci/run")
+            pytest.skip(reason)
+        return Path(found)
+
+    return find

@@ -1,0 +1,27 @@
+"""The command line, run in this process."""
+
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from deploy.cli import app
+
+
+def fedseal(*words: str | Path) -> tuple[int, str, str]:
+    """Run the command in this process; exit code, standard output, standard error."""
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def refused(home: Path, *words: str | Path) -> str:
+    """Run what must be refused: exit code 2, one line on standard error, no folder left; gives the line."""
+    code, out, err = fedseal("run", *words)
+    assert code == 2, (out, err)
+    assert out == ""
+    lines = [line for line in err.splitlines() if line.startswith("fedseal: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    assert not (home / "runs").exists() or not list((home / "runs").iterdir())
+    return lines[0]

@@ -1,0 +1,145 @@
+"""``fedseal run --resume``: killed at a random instant and taken up again, a training gives the same model."""
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+
+from deploy.run import EXAMPLE
+
+SECONDS_AT_MOST = 240
+
+
+def start(home: Path, *words: str | Path) -> subprocess.Popen[bytes]:
+    """Start ``fedseal run`` in a process group of its own, with the tests' Prefect home.
+
+    Its output goes to a file: a pipe would stay open for as long as the embedded server that it starts.
+    """
+    home.mkdir(exist_ok=True)
+    command = [Path(sys.executable).parent / "fedseal", "run", "--no-baselines", *words]
+    environment = {**os.environ, "FEDSEAL_HOME": str(home)}
+    with (home / "errors").open("wb") as errors:
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, start_new_session=True
+        )
+
+
+def run(home: Path, *words: str | Path) -> tuple[int, str]:
+    """Run to the end; exit code and what went to standard error."""
+    code = start(home, *words).wait(SECONDS_AT_MOST)
+    return code, (home / "errors").read_text()
+
+
+def only_run(home: Path) -> Path:
+    (folder,) = (home / "runs").iterdir()
+    return folder
+
+
+def wait_for(folder: Path, records: int) -> None:
+    """Wait until a run has finished so many sums."""
+    deadline = time.monotonic() + SECONDS_AT_MOST
+    while time.monotonic() < deadline:
+        found = list(folder.glob("runs/*/checkpoint/progress.json"))
+        if found and len(json.loads(found[0].read_text())["records"]) >= records:
+            return
+        time.sleep(0.02)
+    pytest.fail("the run does not come on")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [random.SystemRandom().randrange(10**6) for _ in range(2)])
+def test_a_run_that_is_killed_at_a_random_instant_resumes_to_the_same_model(tmp_path: Path, seed: int) -> None:
+    words = ("--set", "rounds=10", "--set", "name=killed")
+    assert run(tmp_path / "whole", *words)[0] == 0
+    chance = random.Random(seed)
+    process = start(tmp_path / "cut", *words)
+    wait_for(tmp_path / "cut", chance.randrange(1, 10))
+    time.sleep(chance.uniform(0, 2.5))
+    os.killpg(process.pid, signal.SIGKILL)  # the process and the server that it has started
+    process.wait()
+    folder = only_run(tmp_path / "cut")
+    code, err = run(tmp_path / "cut", "--resume", folder)
+    assert code == 0, err
+    report = json.loads((folder / "report.json").read_text())
+    for record in report["rounds"]:
+        assert record["survivors"] == ["east", "north", "south", "west"], record["reasons"]
+    one, other = (only_run(tmp_path / name) / "model.safetensors" for name in ("whole", "cut"))
+    assert one.read_bytes() == other.read_bytes()
+    assert [record["round"] for record in report["rounds"]] == list(range(1, 11))
+    check_masks(folder)
+    check_prefect(folder.name)
+
+
+def check_masks(folder: Path) -> None:
+    """Every vault has masked once a context, and every round in a context of its own."""
+    for vault in folder.glob("sites/*/vault.sqlite"):
+        with sqlite3.connect(vault) as database:
+            query = "SELECT attempt_context, COUNT(*) FROM journal WHERE step = 'mask' GROUP BY attempt_context"
+            counts = dict(database.execute(query))
+            rounds = {row[0] for row in database.execute("SELECT round FROM contexts")}
+        assert set(counts.values()) == {1}
+        assert rounds == set(range(12))
+
+
+def check_prefect(training: str) -> None:
+    """Each round's run in Prefect has the parameters that its name says; a round that was cut off has a run more."""
+    with get_client(sync_client=True) as client:
+        runs = [run for run in client.read_flow_runs(limit=200) if run.parameters.get("training") == training]
+    rounds = [run.parameters for run in runs if "round" in run.parameters]
+    for run in runs:
+        if "round" in run.parameters:
+            given = run.parameters
+            assert run.name == f"{given['purpose']}[{given['round']}.{given['attempt']}]"
+    assert {given["round"] for given in rounds} == set(range(12))
+    assert len(rounds) <= 13
+
+
+def test_what_cannot_be_resumed_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    for words, said in (
+        (("--resume", tmp_path), "holds no run's plan"),
+        (("--resume", tmp_path / "none"), "holds no run's plan"),
+    ):
+        code, err = run(tmp_path / "home", *words)
+        assert code == 2
+        assert said in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_is_finished_can_be_resumed_and_reports_again_but_not_with_another_plan(tmp_path: Path) -> None:
+    assert run(tmp_path, "--set", "rounds=1")[0] == 0
+    folder = only_run(tmp_path)
+    before = (folder / "model.safetensors").read_bytes()
+    code, err = run(tmp_path, EXAMPLE, "--set", "rounds=2", "--resume", folder)
+    assert (code, "has its own plan" in err) == (2, True)
+    code, err = run(tmp_path, "--resume", folder)
+    assert code == 0, err
+    assert (folder / "model.safetensors").read_bytes() == before
+    (folder / "checkpoint" / "progress.json").write_text("{}")
+    code, err = run(tmp_path, "--resume", folder)
+    assert (code, "cut short" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_a_resume_that_is_refused_leaves_the_run_as_it_was(tmp_path: Path, shared_data: Path) -> None:
+    """Even in its first round: the vaults and a held round must not be lost to a mistyped folder."""
+    data = shared_data / "uci-heart"
+    process = start(tmp_path, EXAMPLE.with_name("heart.toml"), "--data", data)
+    wait_for(tmp_path, 1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    folder = only_run(tmp_path)
+    (tmp_path / "empty").mkdir()
+    code, err = run(tmp_path, "--resume", folder, "--data", tmp_path / "empty")
+    assert (code, "processed.cleveland.data" in err) == (2, True)
+    assert (folder / "sites" / "va" / "vault.sqlite").exists()
+    code, err = run(tmp_path, "--resume", folder, "--data", data)
+    assert code == 0, err

@@ -1,0 +1,63 @@
+"""Tiny tasks on synthetic data, for tests of the flows: they take milliseconds and fail in the ways that tasks fail."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from ml_tasks.task import DataError, Examples, Feature, SiteData, Task
+
+SITES = ("ann", "bob", "cat", "dan")
+LEAK = "PATIENT-4711-HAS-GOUT"
+
+
+class Tiny(Task):
+    """Two features, of which the first tells; three to six examples a site."""
+
+    title = "Tiny"
+    provenance = "Synthetic numbers."
+    needs_data = False
+    features = (Feature("first", -4.0, 4.0), Feature("second", -4.0, 4.0))
+
+    def load(self, folder: Path | None, site: str) -> SiteData:
+        seed = int.from_bytes(hashlib.sha256(site.encode()).digest()[:4], "little")
+        generator = np.random.default_rng(seed)
+        features = generator.normal(size=(12 + seed % 7, 2)).astype(np.float32)
+        targets = (features[:, 0] > 0).astype(np.float32)
+        return SiteData(Examples(features[4:], targets[4:]), Examples(features[:4], targets[:4]))
+
+    def model(self) -> nn.Module:
+        return nn.Linear(2, 1)
+
+
+class Bare(Tiny):
+    """Without features to standardise: no statistics round."""
+
+    features = ()
+
+
+class Diverging(Tiny):
+    """A loss that is NaN at one site only."""
+
+    def load(self, folder: Path | None, site: str) -> SiteData:
+        data = super().load(folder, site)
+        if site == "cat":
+            data.train.targets[:] = np.nan
+        return data
+
+
+class Crashing(Tiny):
+    """A loss that raises, with a record in its text."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        raise RuntimeError(LEAK)
+
+
+class Broken(Tiny):
+    """A table that one site cannot read."""
+
+    def load(self, folder: Path | None, site: str) -> SiteData:
+        if site == "bob":
+            raise DataError("table.csv: line 3 has 4 columns, not 14: mend the file")
+        return super().load(folder, site)

@@ -1,0 +1,75 @@
+"""The exchange is trusted by nobody: size and digest are checked on every read."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.exchange import Exchange
+from flows.model import GlobalModel
+from ml_tasks.tabular import Standardisation
+from protocols.errors import BadMessage
+
+
+@pytest.fixture
+def exchange(tmp_path: Path) -> Exchange:
+    """An exchange in a folder."""
+    return Exchange((tmp_path / "exchange").as_uri())
+
+
+def test_an_object_comes_back_by_its_digest_and_storing_it_twice_changes_nothing(exchange: Exchange) -> None:
+    digest = exchange.put("ann", b"vector")
+    assert digest == hashlib.sha256(b"vector").hexdigest()
+    assert exchange.put("ann", memoryview(b"vector")) == digest
+    assert exchange.get("ann", digest, size=6) == b"vector"
+
+
+def test_a_missing_changed_or_oversized_object_names_its_owner(exchange: Exchange, tmp_path: Path) -> None:
+    digest = exchange.put("ann", b"vector")
+    with pytest.raises(BadMessage, match=r"^ann: exchange: .*missing"):
+        exchange.get("ann", "0" * 64, size=6)
+    with pytest.raises(BadMessage, match=r"^bob: exchange: .*missing"):
+        exchange.get("bob", digest, size=6)
+    with pytest.raises(BadMessage, match=r"^ann: exchange: .*larger"):
+        exchange.get("ann", digest, size=5)
+    (tmp_path / "exchange" / "ann" / digest).write_bytes(b"Vector")
+    with pytest.raises(BadMessage, match=r"^ann: exchange: .*digest"):
+        exchange.get("ann", digest, size=6)
+
+
+def test_deleting_an_object_leaves_the_others(exchange: Exchange) -> None:
+    mine, other = exchange.put("ann", b"1"), exchange.put("ann", b"2")
+    exchange.delete("ann", mine)
+    exchange.delete("ann", mine)
+    with pytest.raises(BadMessage):
+        exchange.get("ann", mine, size=1)
+    assert exchange.get("ann", other, size=1) == b"2"
+
+
+def test_a_model_survives_the_way_there_and_back_and_its_bytes_are_always_the_same() -> None:
+    vector = np.arange(5, dtype=np.float32)
+    scaling = Standardisation(np.ones(2, np.float32), np.full(2, 3, np.float32))
+    for model in (GlobalModel(vector), GlobalModel(vector, scaling)):
+        content = model.to_bytes()
+        assert content == model.to_bytes()
+        back = GlobalModel.from_bytes(content, parameters=5, features=2)
+        assert np.array_equal(back.vector, vector)
+        assert (back.standardisation is None) == (model.standardisation is None)
+
+
+@given(st.binary(max_size=300))
+def test_bytes_that_are_no_model_are_a_bad_message(content: bytes) -> None:
+    with pytest.raises(BadMessage, match="@coordinator: model"):
+        GlobalModel.from_bytes(content, parameters=5, features=2)
+
+
+def test_a_model_of_another_shape_or_type_is_a_bad_message() -> None:
+    from safetensors.numpy import save
+
+    good = np.zeros(5, np.float32)
+    for arrays in ({"vector": good[:4]}, {"vector": good.astype(np.float64)}, {"vector": good, "mean": good[:2]}, {}):
+        with pytest.raises(BadMessage, match="@coordinator: model"):
+            GlobalModel.from_bytes(save(arrays), parameters=5, features=2)

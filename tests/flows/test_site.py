@@ -1,0 +1,195 @@
+"""A site's handler: what it refuses to join, to work on and to answer, and that it checks before it imports."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from flows.collect import Absent
+from flows.messages import AskJoin, AskWork, join_context
+from flows.plan import Plan
+from flows.policy import Policy
+from flows.site import Site
+from protocols.contexts import AttemptContext, sha256
+from protocols.errors import Refused
+from protocols.keys import Identity
+from protocols.messages import COORDINATOR, AskAdvertise, Envelope, Refusal, envelope, parse
+from protocols.vault import Vault
+from tests.flows.consortium import Trial, plan_for, trial
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Trial]:
+    """A consortium in which nobody has joined yet."""
+    with trial(tmp_path, plan_for()) as made:
+        yield made
+
+
+def send(run: Trial, site: str, step: str, context: str, body: object, signer: Identity | None = None) -> Envelope:
+    """Ask one site by hand; gives its first message."""
+    request = envelope(signer or run.live.identity, f"ask/{step}", context, site, body)
+    return run.local.sites.sites[site].answer(request)[0]
+
+
+def join(run: Trial, site: str, plan: Plan | None = None, training: str | None = None) -> Envelope:
+    plan, training = plan or run.plan, training or run.live.training
+    return send(run, site, "join", join_context(training, plan.digest), AskJoin(training, plan.to_json()))
+
+
+def refusal(message: Envelope) -> str:
+    """The reason of a refusal; fails where the site did not refuse."""
+    assert message.kind == "refusal"
+    return parse(Refusal, message.body, party="site", step="refusal").reason
+
+
+def test_a_site_joins_a_plan_once_and_no_other_plan_under_the_same_name(run: Trial) -> None:
+    assert join(run, "ann").kind == "joined"
+    assert join(run, "ann").kind == "joined"
+    assert "agreed to another plan" in refusal(join(run, "ann", plan_for(rounds=3)))
+
+
+def test_a_task_that_is_not_on_the_list_is_refused_before_it_is_imported(run: Trial, tmp_path: Path) -> None:
+    (tmp_path / "evil_task.py").write_text("raise SystemExit('code of the coordinator ran')")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        plan = plan_for(task="Tiny").model_copy(update={"task": "evil_task:Task"})
+        assert "is not on this site's list" in refusal(join(run, "ann", plan))
+        assert "evil_task" not in sys.modules
+    finally:
+        sys.path.remove(str(tmp_path))
+
+
+def test_a_plan_that_does_not_name_the_site_or_is_plain_against_its_policy_is_refused(run: Trial) -> None:
+    assert "does not name this site" in refusal(join(run, "ann", plan_for(sites=["bob", "cat", "dan"])))
+    plain = plan_for(protection={"protocol": "plain", "allow_insecure": True})
+    assert "does not allow the plain protocol" in refusal(join(run, "ann", plain))
+
+
+def test_a_request_that_the_coordinator_did_not_sign_is_refused(run: Trial) -> None:
+    body = AskJoin(run.live.training, run.plan.to_json())
+    context = join_context(run.live.training, run.plan.digest)
+    stranger = Identity.generate(COORDINATOR)
+    assert "signature does not verify" in refusal(send(run, "ann", "join", context, body, stranger))
+    peer = run.local.sites.sites["bob"].identity
+    assert "sender is not the expected one" in refusal(send(run, "ann", "join", context, body, peer))
+
+
+def test_a_request_in_another_context_than_its_body_s_is_refused(run: Trial) -> None:
+    body = AskJoin(run.live.training, run.plan.to_json())
+    assert "signed for another context" in refusal(send(run, "ann", "join", sha256("else"), body))
+
+
+@pytest.mark.parametrize("step", ["train", "evaluate", "moments", "advertise", "submit"])
+def test_nothing_is_done_for_a_training_that_the_site_has_not_joined(run: Trial, step: str) -> None:
+    context = run.live.context("training", 1, 1)
+    body = AskAdvertise(context) if step == "advertise" else AskWork(context)
+    assert "has not joined" in refusal(send(run, "ann", step, context.digest, body))
+
+
+def changed(context: AttemptContext) -> dict[str, tuple[AttemptContext, str]]:
+    """Contexts that do not follow from the plan, and what a site says to each."""
+    others = dict(list(context.sites.items())[:3])
+    wide = replace(context.segments[0], scale=1.0)
+    return {
+        "plan": (replace(context, plan=sha256("another")), "not the plan"),
+        "threshold": (replace(context, threshold=4), "not those of the plan"),
+        "colluding": (replace(context, threshold=4, colluding=2), "not those of the plan"),
+        "sites": (replace(context, sites=others), "not those of the plan"),
+        "segments": (replace(context, segments=(wide, *context.segments[1:])), "segment table is not the plan's"),
+        "keys": (replace(context, sites={**context.sites, "bob": sha256("mallory")}), "not the one in the consortium"),
+    }
+
+
+@pytest.mark.parametrize("step", ["train", "advertise"])
+@pytest.mark.parametrize("what", ["plan", "threshold", "colluding", "sites", "segments", "keys"])
+def test_a_context_that_does_not_follow_from_the_agreed_plan_is_refused(run: Trial, step: str, what: str) -> None:
+    assert join(run, "ann").kind == "joined"
+    context, reason = changed(run.live.context("training", 1, 1))[what]
+    body = AskAdvertise(context) if step == "advertise" else AskWork(context)
+    assert reason in refusal(send(run, "ann", step, context.digest, body))
+
+
+def test_a_model_that_is_missing_or_not_what_its_digest_says_is_refused(run: Trial, tmp_path: Path) -> None:
+    assert join(run, "ann").kind == "joined"
+    context = replace(run.live.context("training", 1, 1), model=sha256("nowhere"))
+    assert "missing from the exchange" in refusal(send(run, "ann", "train", context.digest, AskWork(context)))
+    context = run.live.context("training", 1, 1)
+    path = next((tmp_path / "exchange" / COORDINATOR).glob(context.model))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert "not what its digest says" in refusal(send(run, "ann", "train", context.digest, AskWork(context)))
+
+
+def test_training_twice_gives_the_same_kept_values_and_does_the_work_once(run: Trial) -> None:
+    assert join(run, "ann").kind == "joined"
+    context = run.live.context("training", 1, 1)
+    folder = run.local.sites.sites["ann"].vault.folder / "work" / run.live.training / context.digest
+    assert send(run, "ann", "train", context.digest, AskWork(context)).kind == "done"
+    kept = (folder / "train.npz").stat()
+    assert send(run, "ann", "train", context.digest, AskWork(context)).kind == "done"
+    assert (folder / "train.npz").stat().st_mtime_ns == kept.st_mtime_ns
+
+
+def test_the_plain_vector_of_a_protected_training_is_never_given(run: Trial) -> None:
+    assert join(run, "ann").kind == "joined"
+    context = run.live.context("training", 1, 1)
+    assert send(run, "ann", "train", context.digest, AskWork(context)).kind == "done"
+    assert "not a plain one" in refusal(send(run, "ann", "submit", context.digest, AskWork(context)))
+
+
+def test_an_unknown_step_is_refused(run: Trial) -> None:
+    assert "no such step" in refusal(send(run, "ann", "unload", sha256("x"), AskJoin("t", "{}")))
+
+
+def test_a_data_set_that_no_folder_is_named_for_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with trial(tmp_path / "a", plan_for()) as run:
+        plan = plan_for().model_copy(update={"task": "ml_tasks.heart:HeartDisease", "sites": ("ann", "bob", "cat")})
+        vault = Vault(tmp_path / "b")
+        vault.keep_identity(Identity.generate("ann"))
+        site = Site(vault, run.live.consortium, run.live.exchange, {}, Policy((plan.task,)))
+        context = join_context("t", plan.digest)
+        request = envelope(run.live.identity, "ask/join", context, "ann", AskJoin("t", plan.to_json()))
+        assert "--data" in refusal(site.answer(request)[0])
+        vault.close()
+
+
+def test_work_for_an_older_attempt_than_the_newest_is_not_done(run: Trial) -> None:
+    """Anyone who can write to the way to a site can send an old, signed request again."""
+    assert join(run, "ann").kind == "joined"
+    new, old = run.live.context("training", 1, 2), run.live.context("training", 1, 1)
+    assert send(run, "ann", "advertise", new.digest, AskAdvertise(new)).kind == "advert"
+    assert "a newer attempt has begun" in refusal(send(run, "ann", "train", old.digest, AskWork(old)))
+
+
+def test_a_plain_training_keeps_one_round_s_vector_and_values(tmp_path: Path) -> None:
+    with trial(tmp_path, plan_for(protection={"protocol": "plain", "allow_insecure": True})) as run:
+        assert join(run, "ann").kind == "joined"
+        for number in (1, 2):
+            context = run.live.context("training", number, 1)
+            for step in ("train", "evaluate", "submit"):
+                assert send(run, "ann", step, context.digest, AskWork(context)).kind in ("done", "plain")
+        assert len(list((tmp_path / "exchange" / "ann").iterdir())) == 1
+        assert len(list((tmp_path / "sites" / "ann" / "work" / run.live.training).iterdir())) == 1
+
+
+def test_a_site_s_folder_and_log_are_for_their_owner_alone(run: Trial, tmp_path: Path) -> None:
+    refusal(join(run, "ann", plan_for(sites=["bob", "cat", "dan"])))
+    folder = tmp_path / "sites" / "ann"
+    assert folder.stat().st_mode & 0o077 == 0
+    assert (folder / "site.log").read_text()
+    assert (folder / "site.log").stat().st_mode & 0o077 == 0
+
+
+def test_what_a_site_writes_in_a_refusal_cannot_command_a_terminal_or_fill_a_log(run: Trial) -> None:
+    site = run.local.sites.sites["ann"]
+
+    def loud(request: Envelope) -> tuple[Envelope, ...]:
+        raise Refused("ann", "join", "\x1b[2J\n" + "x" * 10_000)
+
+    site._steps["ask/join"] = loud
+    body = AskJoin(run.live.training, run.plan.to_json())
+    answer, _ = run.live.ask("ann", "join", join_context(run.live.training, run.plan.digest), body, 10)
+    assert isinstance(answer, Absent)
+    assert answer.reason.isprintable()
+    assert len(answer.reason) < 600

@@ -1,0 +1,154 @@
+"""Our own vectors are what the code gives, byte for byte, and what SPEC's formulas give without the code."""
+
+import hashlib
+import hmac
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from protocols.encoding import integers
+from protocols.keys import Identity, verify
+from protocols.messages import COORDINATOR, Envelope
+from tests.vectors.generate import FOLDER, SEGMENTS, differences, entropy, vectors
+from tests.vectors.load import own
+
+ROUNDS = ("round_of_3", "round_of_4_one_dropped")
+
+
+def framed(*parts: bytes | str) -> bytes:
+    """SPEC 2.2, written again."""
+    raw = [part.encode() if isinstance(part, str) else part for part in parts]
+    return b"".join(len(part).to_bytes(4, "little") + part for part in raw)
+
+
+def digest(*parts: bytes | str) -> str:
+    return hashlib.sha256(framed("fedseal/1", *parts)).hexdigest()
+
+
+def hkdf(secret: bytes, salt: str, *info: str) -> str:
+    """RFC 5869 for one block of output, from HMAC alone."""
+    extracted = hmac.digest(bytes.fromhex(salt), secret, "sha256")
+    return hmac.digest(extracted, framed("fedseal/1", *info) + b"\1", "sha256").hex()
+
+
+def test_the_files_are_what_the_code_gives_byte_for_byte() -> None:
+    assert differences(FOLDER) == []
+
+
+def test_the_files_are_small() -> None:
+    assert sum(path.stat().st_size for path in FOLDER.glob("*")) < 200_000
+
+
+@pytest.mark.parametrize("spoil", ["changed", "missing", "superfluous"])
+def test_a_file_that_differs_is_named(tmp_path: Path, spoil: str) -> None:
+    for name, text in vectors().items():
+        (tmp_path / name).write_text(text)
+    assert differences(tmp_path) == []
+    match spoil:
+        case "changed":
+            text = (tmp_path / "masks.json").read_text()
+            (tmp_path / "masks.json").write_text(text.replace("0", "1", 1))
+        case "missing":
+            (tmp_path / "masks.json").unlink()
+        case "superfluous":
+            (tmp_path / "masks.json").rename(tmp_path / "old.json")
+    assert differences(tmp_path) == (["masks.json", "old.json"] if spoil == "superfluous" else ["masks.json"])
+
+
+def test_the_command_finds_the_files_as_they_should_be() -> None:
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-m", "tests.vectors.generate", "--check"], cwd=root, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER.parent / "outside").glob("*.json")), ids=lambda path: path.stem)
+def test_every_outside_file_names_its_source(path: Path) -> None:
+    assert len(json.loads(path.read_text())["source"]) > len("RFC 0000")
+
+
+def test_contexts_and_commitments_follow_from_the_formulas_of_the_spec() -> None:
+    given = own("digests")
+    context, round_ = given["attempt_context"], given["round_context"]
+    assert digest("attempt context", context["canonical"]) == context["digest"]
+    adverts = sorted(bytes.fromhex(advert) for advert in round_["adverts"])
+    assert digest("round context", context["digest"], *adverts) == round_["digest"]
+    assert digest("empty ledger") == given["empty_ledger"]
+    for case in given["commitments"]:
+        parties = case["round"], case["what"], case["dealer"], case["receiver"]
+        assert digest("commitment", *parties, bytes.fromhex(case["secret"])) == case["commitment"]
+
+
+@pytest.mark.parametrize("case", own("shamir"), ids=lambda case: case["entropy"])
+def test_shares_are_values_of_the_polynomial_that_the_label_draws(case: dict[str, Any]) -> None:
+    draw = entropy(case["entropy"])
+    coefficients = [int.from_bytes(bytes.fromhex(case["secret"]), "little")]
+    coefficients += [int.from_bytes(draw(48), "little") for _ in range(case["threshold"] - 1)]
+    for point, share in enumerate(case["shares"], 1):
+        value = sum(factor * point**power for power, factor in enumerate(coefficients)) % (2**256 + 297)
+        assert value.to_bytes(33, "little").hex() == share
+
+
+def test_mask_seeds_follow_from_the_formulas_of_the_spec() -> None:
+    given = own("masks")
+    ann, bob = (X25519PrivateKey.from_private_bytes(bytes.fromhex(one)) for one in given["mask_secrets"].values())
+    agreed = ann.exchange(X25519PublicKey.from_public_bytes(bob.public_key().public_bytes_raw()))
+    seed = hkdf(agreed, given["round"], "pair mask", "ann", "bob")
+    assert given["pair_masks"] == {"ann": {"seed": seed, "sign": 1}, "bob": {"seed": seed, "sign": -1}}
+    assert (
+        hkdf(bytes.fromhex(given["self_mask"]["b"]), given["round"], "self mask", "ann") == given["self_mask"]["seed"]
+    )
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_every_envelope_of_a_round_is_signed_by_its_sender(name: str) -> None:
+    given = own(name)
+    request = json.loads(given["envelopes"]["ask/advertise"][0]["body"])
+    coordinator = Identity(COORDINATOR, bytes.fromhex(given["identity_secrets"][COORDINATOR]))
+    keys = request["context"]["sites"] | {COORDINATOR: coordinator.public}
+    for kind, sent in given["envelopes"].items():
+        assert sent
+        for fields in sent:
+            message = Envelope(**fields)
+            parts = kind, message.context, message.sender, message.receiver, message.body
+            signed = framed("fedseal/1", "envelope", *parts)
+            verify(keys[message.sender], signed, bytes.fromhex(message.signature))
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_the_contexts_of_a_round_follow_from_its_messages(name: str) -> None:
+    given = own(name)
+    canonical = json.dumps(
+        json.loads(given["envelopes"]["ask/advertise"][0]["body"])["context"], sort_keys=True, separators=(",", ":")
+    )
+    assert digest("attempt context", canonical) == given["attempt_context"]
+    adverts = sorted(
+        framed("fedseal/1", "envelope", "advert", one["context"], one["sender"], one["receiver"], one["body"])
+        + bytes.fromhex(one["signature"])
+        for one in given["envelopes"]["advert"]
+    )
+    assert digest("round context", given["attempt_context"], *adverts) == given["round_context"]
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_the_sum_of_a_round_is_the_integer_sum_of_its_encoded_vectors(name: str) -> None:
+    given = own(name)
+    expected: dict[str, np.ndarray] = {}
+    for vector in given["encoded"].values():
+        for segment, whole in integers(np.frombuffer(bytes.fromhex(vector), np.uint8), SEGMENTS).items():
+            expected[segment] = expected.get(segment, 0) + whole
+    assert {segment: whole.tolist() for segment, whole in expected.items()} == given["sum_integers"]
+    assert given["masked_sum"] != given["sum"]
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_the_masked_vectors_of_a_round_are_those_that_the_sites_signed(name: str) -> None:
+    given = own(name)
+    for fields in given["envelopes"]["masked"]:
+        vector = bytes.fromhex(given["masked"][fields["sender"]])
+        assert json.loads(fields["body"]) == {"vector": hashlib.sha256(vector).hexdigest(), "size": len(vector)}
+    assert given["dropped"] == sorted(given["identity_secrets"].keys() - given["masked"].keys() - {COORDINATOR})
