@@ -19,10 +19,17 @@ for name, value in {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors reach the terminal as one line of ours
     # A new database was seen to take 25 s; Prefect gives up after 20.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_WORKER_QUERY_SECONDS": "4",
 }.items():
     os.environ.setdefault(name, value)
 
+from deploy import coordinator, site  # noqa: E402 - after the settings
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+app.add_typer(site.app, name="site")
+app.add_typer(coordinator.app, name="coordinator")
 
 
 @app.callback()
@@ -77,6 +84,33 @@ def price_plan(
     show_price(checked, task, price(checked, task, vector.size))
 
 
+@app.command()
+def submit(
+    plan: Annotated[Path | None, typer.Argument(help="A plan in TOML; without one, the embedded example.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field of the plan: a.b=c.")] = None,
+) -> None:
+    """Start a training on the configured Prefect server; print the id of its flow run."""
+    print(coordinator.submit(plan or Path(__file__).parent / "plans" / "breast_cancer.toml", tuple(overrides or ())))
+
+
+@app.command()
+def up(
+    sites: Annotated[int, typer.Option(help="How many sites.", min=3, max=40)] = 4,
+    port: Annotated[int, typer.Option(help="Port of the Prefect server on loopback.")] = 4200,
+    folder: Annotated[Path | None, typer.Option(help="Where all parties live; default: $FEDSEAL_HOME/up.")] = None,
+) -> None:
+    """Run a server, sites and a coordinator on this machine, with the UI; Ctrl-C ends all of them."""
+    from deploy.up import up
+
+    home = Path(os.environ.get("FEDSEAL_HOME", Path.home() / ".fedseal"))
+    with site.one_line():
+        up(folder or home / "up", sites, port)
+
+
 def main() -> None:
     """The console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

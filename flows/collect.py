@@ -16,6 +16,10 @@ class Unfinished(ProtocolError):
     """A survivor set may be confirmed, but too few sites answer: the round can be finished later, never restarted."""
 
 
+class Cancelled(ProtocolError):
+    """The operator has cancelled the training."""
+
+
 Answer = TypeVar("Answer")
 Checked = TypeVar("Checked")
 
@@ -28,10 +32,12 @@ class Absent:
         reason: one line for the operator.
         bad_input: whether the site's data or training are at fault (NaN, a missing table): to go on without it would
             report a success on a subset that nobody chose, so that the training stops.
+        pending: whether the site may still say yes: its data steward has not decided.
     """
 
     reason: str
     bad_input: bool = False
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True)

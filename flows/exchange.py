@@ -5,6 +5,7 @@ and digest are checked on every read.
 """
 
 import hashlib
+from typing import Any
 
 import fsspec
 
@@ -14,8 +15,8 @@ from protocols.errors import BadMessage
 class Exchange:
     """A store of objects at an fsspec URL, such as ``file:///path`` or ``s3://bucket/prefix``."""
 
-    def __init__(self, url: str) -> None:
-        self._files, self._root = fsspec.url_to_fs(url)
+    def __init__(self, url: str, **options: Any) -> None:
+        self._files, self._root = fsspec.url_to_fs(url, **options)
 
     def put(self, owner: str, content: bytes | memoryview) -> str:
         """Store ``content`` for ``owner``; returns its SHA-256. Storing the same again changes nothing."""

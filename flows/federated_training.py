@@ -1,4 +1,4 @@
-"""A federated training as a Prefect flow: join, statistics, rounds, final evaluation (SPEC 6).
+"""A federated training: join, statistics, rounds, final evaluation (SPEC 6).
 
 One flow run a training; in it a task ``round[3.1]`` (round, attempt) for each attempt, which starts the sub-flow of
 the same name: a sub-flow started inside a task of its own is not mixed up with another's when the training is
@@ -6,46 +6,73 @@ retried.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import flow
+from prefect.futures import PrefectFuture
 
+from flows.collect import Absent
 from flows.messages import AskFinish, AskJoin, Joined, join_context
 from flows.plan import Plan
 from flows.report import Report, RoundRecord
-from flows.secure_round import PROTOCOLS, Outcome
+from flows.secure_round import PROTOCOLS, Outcome, pauses
 from flows.session import session
 from flows.steps import Asked, gather, named, only_message, step
 from protocols.contexts import Purpose
 from protocols.errors import BelowThreshold, Refused
 from protocols.messages import COORDINATOR, Envelope, open_body
 
+Joins = Mapping[str, PrefectFuture[Asked]]
+
 
 @flow(name="federated-training", flow_run_name="{training}", persist_result=False)
 def federated_training(plan: Plan, training: str) -> Report:
+    """Train the plan's model across its sites, in local mode; raises as ``run_training``."""
+    return run_training(training, plan)
+
+
+def run_training(training: str, plan: Plan) -> Report:
     """Train the plan's model across its sites; every sum is a secure one.
 
     Raises:
         BadInput: a site's data or training are at fault.
-        Refused: a site did not join.
+        Refused: fewer than ``min_sites`` have joined.
         BelowThreshold: too few sites, in ``max_attempts`` attempts.
         Unfinished: a confirmed round could not be finished.
     """
     live = session(training)
-    joined = agree_on_plan.submit(training, {site: join.submit(training, site) for site in plan.sites})
-    checkpoint = live.checkpoint
-    checkpoint.monitor(joined.result())
-    if live.task.features:
-        run_sum(training, plan, "statistics", 0)
-    for number in range(1, plan.rounds + 1):
-        if not checkpoint.progress.stopped:
-            run_sum(training, plan, "training", number)
-    if plan.stopping.keep == "best":
-        checkpoint.take_best()
-    run_sum(training, plan, "evaluation", plan.rounds + 1)
-    for future in [leave.submit(training, site) for site in plan.sites]:
-        future.wait()
-    return checkpoint.report()
+    try:
+        joins: Joins = {site: join.submit(training, site) for site in plan.sites}
+        live.checkpoint.monitor(call_roll.submit(training, joins).result())
+        for purpose, number in sums(plan, features=bool(live.task.features)):
+            joins = take_in(training, joins)
+            if purpose == "evaluation" and plan.stopping.keep == "best":
+                live.checkpoint.take_best()
+            if purpose != "training" or not live.checkpoint.progress.stopped:
+                run_sum(training, plan, purpose, number)
+        for future in [leave.submit(training, site) for site in plan.sites]:
+            future.wait()
+    finally:
+        live.ending.set()
+    return live.checkpoint.report()
+
+
+def sums(plan: Plan, *, features: bool) -> list[tuple[Purpose, int]]:
+    """Every sum of a training with its number: statistics where there are features, the rounds, the evaluation."""
+    statistics: list[tuple[Purpose, int]] = [("statistics", 0)] if features else []
+    rounds: list[tuple[Purpose, int]] = [("training", number) for number in range(1, plan.rounds + 1)]
+    return [*statistics, *rounds, ("evaluation", plan.rounds + 1)]
+
+
+def take_in(training: str, joins: Joins) -> Joins:
+    """Ask the sites that have not joined once more; nobody is waited for, and who joins late is in the next round."""
+    return {site: join.submit(training, site) if missing(future) else future for site, future in joins.items()}
+
+
+def missing(future: PrefectFuture[Asked]) -> bool:
+    """Whether a site has been asked to join and has not."""
+    return future.state.is_final() and isinstance(future.result().answer, Absent)
 
 
 def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
@@ -95,18 +122,26 @@ def run_round(training: str, protocol: str, purpose: Purpose, number: int, attem
 
 @step("join[{site}]")
 def join(training: str, site: str) -> Any:
-    """Ask a site to agree to the plan and to load its data."""
+    """Ask a site to agree to the plan and to load its data; wait for its data steward, if it has to be."""
     live = session(training)
     context, body = join_context(training, live.plan.digest), AskJoin(training, live.plan.to_json())
-    return named(Asked(*live.ask(site, "join", context, body, live.plan.deadlines.train_s)))
+    deadline = time.monotonic() + live.plan.deadlines.join_s
+    for pause_s in pauses():
+        asked = Asked(*live.ask(site, "join", context, body, deadline - time.monotonic()))
+        if not (isinstance(asked.answer, Absent) and asked.answer.pending) or time.monotonic() + pause_s > deadline:
+            break
+        if live.ending.wait(pause_s):
+            break
+    return named(asked)
 
 
 @step("joined")
-def agree_on_plan(training: str, answers: dict[str, Asked]) -> str:
-    """Check that every site has agreed to this very plan; gives the name of the examples that rounds measure.
+def call_roll(training: str, answers: Mapping[str, Asked]) -> str:
+    """Check that enough sites have agreed to this very plan; gives the name of the examples that rounds measure.
 
     Raises:
-        Refused: naming each site that has not, and why.
+        BadInput: a site's data are at fault.
+        Refused: naming each site that has not joined, and why.
     """
     live = session(training)
 
@@ -122,7 +157,7 @@ def agree_on_plan(training: str, answers: dict[str, Asked]) -> str:
         )
 
     try:
-        found = gather("join", answers, check, len(live.plan.sites))
+        found = gather("join", answers, check, live.plan.min_sites)
     except BelowThreshold as below:
         raise Refused("coordinator", "join", below.reason) from None
     return "/".join(sorted({joined.monitored for joined in found.present.values()}))

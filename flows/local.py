@@ -28,6 +28,9 @@ class Sites(Protocol):
     def ask(self, site: str, request: Envelope, deadline_s: float) -> Answer | Absent:
         """Send a signed request; give the site's answer, unverified, or say that there was none in time."""
 
+    def close(self) -> None:
+        """Let go of the sites."""
+
 
 @dataclass(frozen=True, slots=True)
 class LocalSites:
@@ -79,7 +82,7 @@ def open_consortium(folder: Path, plan: Plan, data: Path | None) -> LocalConsort
     keeper.close()
     consortium = Consortium(coordinator.public, {site: vault.identity.public for site, vault in vaults.items()})
     exchange = Exchange(f"file://{folder.absolute()}/exchange")
-    policy = Policy((plan.task,), plan.protection.allow_insecure)
+    policy = Policy(tasks=[plan.task], protocols=[plan.protection.protocol])
     folders = {} if data is None else {plan.data: data}
     sites = {site: Site(vault, consortium, exchange, folders, policy) for site, vault in vaults.items()}
     for site, vault in vaults.items():

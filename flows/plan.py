@@ -68,6 +68,7 @@ class Stopping(_Part):
 class Deadlines(_Part):
     """How long the coordinator waits, in seconds."""
 
+    join_s: float = Field(default=300.0, gt=0, description="For the sites to join before the first round.")
     train_s: float = Field(default=600.0, gt=0, description="For a site's local training or evaluation.")
     step_s: float = Field(default=60.0, gt=0, description="For a protocol step.")
     finish_s: float = Field(default=300.0, gt=0, description="For finishing a round whose survivor set is confirmed.")
@@ -80,6 +81,9 @@ class Plan(_Part):
     task: Annotated[str, Field(pattern=r"^[\w.]+:\w+$", description="Import path of the ML task, module:Class.")]
     data: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$", description="Name of the data set, mapped by each site.")]
     sites: tuple[SiteName, ...] = Field(min_length=3, description="The sites to invite, by name.")
+    min_sites: int = Field(
+        default=0, ge=0, description="Sites that must have joined before the first round; 0: all of them."
+    )
     rounds: int = Field(ge=1, le=100_000, description="Rounds of training.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Makes training reproducible; protects nothing.")
     strategy: Literal["fedavg"] = Field(default="fedavg", description="How updates become the next model.")
@@ -91,10 +95,12 @@ class Plan(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _resolve_threshold(cls, raw: Any) -> Any:
-        """Put the smallest safe threshold where none is given, so that the digest covers it."""
+    def _resolve_defaults(cls, raw: Any) -> Any:
+        """Put the numbers that follow from the roster where none are given, so that the digest covers them."""
         if not isinstance(raw, dict) or not isinstance(protection := raw.get("protection", {}), dict):
             return raw
+        if raw.get("min_sites", 0) == 0 and isinstance(raw.get("sites"), Sequence):
+            raw = raw | {"min_sites": len(raw["sites"])}
         colluding, sites = protection.get("colluding", 1), raw.get("sites", ())
         if protection.get("threshold", 0) == 0 and isinstance(colluding, int) and isinstance(sites, Sequence):
             smallest = max((len(sites) + colluding) // 2 + 1, colluding + 2)
@@ -107,6 +113,11 @@ class Plan(_Part):
             raise ValueError("a site is named twice")
         if reason := threshold_refusal(len(self.sites), self.protection.threshold, self.protection.colluding):
             raise ValueError(reason)
+        if not self.protection.threshold <= self.min_sites <= len(self.sites):
+            raise ValueError(
+                f"min_sites ({self.min_sites}) must be from the threshold ({self.protection.threshold}) to the number "
+                f"of sites ({len(self.sites)})"
+            )
         if self.protection.protocol == "plain" and not self.protection.allow_insecure:
             raise ValueError("the plain protocol protects nothing: set protection.allow_insecure = true to use it")
         return self

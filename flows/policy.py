@@ -1,24 +1,39 @@
 """What a site allows, decided by its data steward and checked before anything is imported (SPEC 8, rule 4)."""
 
 import importlib
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from flows.plan import Plan, PlanError
-from ml_tasks.task import Task
 from protocols.errors import Refused
 
+if TYPE_CHECKING:  # a site's worker reads policies and has no need of PyTorch
+    from ml_tasks.task import Task
 
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """A site's rules.
+TaskPath = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 
-    Attributes:
-        tasks: import paths of the tasks that may run here.
-        allow_insecure: whether the plain protocol may be used.
-    """
 
-    tasks: tuple[str, ...]
-    allow_insecure: bool = False
+class Policy(BaseModel):
+    """A site's rules: the ``[policy]`` table of its ``site.toml``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    tasks: list[TaskPath] = Field(description="Import paths of the tasks that may run here.")
+    protocols: list[Literal["secagg", "plain"]] = Field(
+        default=["secagg"], description="Protocols that may be used; plain protects nothing."
+    )
+    min_sites: int = Field(default=3, ge=3, description="Fewest sites that a plan may name.")
+    min_threshold: int = Field(default=3, ge=3, description="Fewest sites that a sum may be opened with.")
+    colluding: int = Field(default=1, ge=1, description="Sites that a plan must at least assume to collude.")
+    max_rounds: int = Field(default=1000, ge=1, description="Most rounds that a plan may have.")
+    max_parameters: int = Field(default=50_000_000, ge=1, description="Longest model vector.")
+    max_train_s: float = Field(default=86_400.0, gt=0, description="Longest local step that a plan may ask for.")
+    max_trainings: int = Field(default=4, ge=1, description="Trainings that may run here at once.")
+    lease_s: float = Field(default=3600.0, gt=0, description="Seconds without a request after which the site leaves.")
+    approval: Literal["automatic", "by-hand"] = Field(
+        default="automatic", description="Whether each training waits for fedseal site approve."
+    )
 
 
 def check_policy(policy: Policy, plan: Plan, site: str) -> None:
@@ -27,20 +42,36 @@ def check_policy(policy: Policy, plan: Plan, site: str) -> None:
     Raises:
         Refused: naming the rule.
     """
-    if site not in plan.sites:
-        raise Refused(site, "join", "the plan does not name this site")
-    if plan.task not in policy.tasks:
-        raise Refused(site, "join", f"the task {plan.task} is not on this site's list")
-    if plan.protection.protocol == "plain" and not policy.allow_insecure:
-        raise Refused(site, "join", "this site does not allow the plain protocol")
+
+    def refuse_unless(allowed: bool, reason: str) -> None:
+        if not allowed:
+            raise Refused(site, "join", reason)
+
+    rules = plan.protection
+    refuse_unless(site in plan.sites, "the plan does not name this site")
+    refuse_unless(plan.task in policy.tasks, f"the task {plan.task} is not on this site's list")
+    refuse_unless(rules.protocol in policy.protocols, f"this site does not allow the {rules.protocol} protocol")
+    for value, least, name in (
+        (len(plan.sites), policy.min_sites, "sites"),
+        (rules.threshold, policy.min_threshold, "threshold"),
+        (rules.colluding, policy.colluding, "colluding"),
+    ):
+        refuse_unless(value >= least, f"the plan's {name} ({value}) must be at least {least} here")
+    for amount, most, name in (
+        (plan.rounds, policy.max_rounds, "rounds"),
+        (plan.deadlines.train_s, policy.max_train_s, "deadlines.train_s"),
+    ):
+        refuse_unless(amount <= most, f"the plan's {name} ({amount:g}) may be at most {most:g} here")
 
 
-def load_task(path: str) -> Task:
+def load_task(path: str) -> "Task":
     """Import a task by ``module:Class``. At a site, only after ``check_policy``.
 
     Raises:
         PlanError: if it does not import or is not a task.
     """
+    from ml_tasks.task import Task
+
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)

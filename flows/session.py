@@ -20,7 +20,7 @@ from flows.site import Answer
 from flows.tables import segments_of
 from ml_tasks.task import Task
 from protocols.contexts import AttemptContext, Purpose
-from protocols.errors import BadInput, BadMessage
+from protocols.errors import BadInput, BadMessage, Pending
 from protocols.keys import Consortium, Identity
 from protocols.messages import Refusal, envelope, open_body
 
@@ -41,6 +41,7 @@ class Session:
         sites: the way to the sites.
         checkpoint: how far the training has come, with the current global model.
         observe: told of every finished round.
+        ending: set when no site need be waited for any more.
     """
 
     training: str
@@ -52,6 +53,7 @@ class Session:
     sites: Sites
     checkpoint: Checkpoint
     observe: Callable[[RoundRecord], None] = lambda record: None
+    ending: threading.Event = field(default_factory=threading.Event)
     _sent: Counter[tuple[str, str]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -111,7 +113,7 @@ class Session:
         # Once a survivor set may be confirmed, no single site can stop the round from being finished.
         bad_input = refusal.error == BadInput.__name__ and step not in ("confirm", "reveal")
         reason = "".join(letter for letter in refusal.reason[:LONGEST_REASON] if letter.isprintable())
-        return Absent(f"refused {step}: {reason}", bad_input)
+        return Absent(f"refused {step}: {reason}", bad_input, refusal.error == Pending.__name__)
 
 
 _sessions: dict[str, Session] = {}

@@ -30,11 +30,11 @@ from protocols import plain
 from protocols import site as protocol
 from protocols.contexts import AttemptContext, check_context
 from protocols.encoding import encode
-from protocols.errors import BadInput, ProtocolError, Refused
+from protocols.errors import BadInput, Pending, ProtocolError, Refused
 from protocols.files import write_whole
 from protocols.keys import Consortium
 from protocols.messages import COORDINATOR, AskAdvertise, Body, Envelope, Refusal, envelope, open_body, parse
-from protocols.vault import Vault
+from protocols.vault import Decision, Vault
 
 Answer = tuple[Envelope, ...]
 Values = dict[str, NDArray[np.floating]]
@@ -138,21 +138,35 @@ class Site:
         if plan.to_json() != ask.plan:
             raise Refused(self.identity.name, "join", "the plan does not read as the coordinator's: versions differ")
         check_policy(self._policy, plan, self.identity.name)
+        self._check_decision(ask.training, plan)
         agreed = self._load(plan)
         if not self.vault.agree(ask.training, plan.digest):
             raise Refused(self.identity.name, "join", "this site agreed to another plan for this training")
         self._trainings[ask.training] = agreed
         return (self._reply(request, "joined", Joined(plan.digest, agreed.data.monitored[0])),)
 
+    def _check_decision(self, training_name: str, plan: Plan) -> None:
+        """Refuse what the data steward has withdrawn from, or has still to approve of."""
+        me, known = self.identity.name, self.vault.decision(training_name)
+        if known is not None and known.decision == "revoked":
+            raise Refused(me, "join", "this site has withdrawn from this training")
+        approved = known is not None and (known.decision, known.plan) == ("approved", plan.digest)
+        if self._policy.approval == "by-hand" and not approved:
+            self.vault.decide(Decision(training_name, plan.digest, plan.to_json(), "pending"))
+            raise Pending(me, "join", f"waits for its data steward: fedseal site approve {training_name}")
+
     def _load(self, plan: Plan) -> Agreed:
         task = load_task(plan.task)
+        parameters = training.initial_vector(task, plan.seed).size
+        if parameters > self._policy.max_parameters:
+            raise Refused(self.identity.name, "join", f"the model's {parameters} parameters are too many here")
         folder = self._data.get(plan.data)
         if task.needs_data and folder is None:
-            raise DataError(f"no folder is named for the data set {plan.data}: name one with --data")
+            raise DataError(f"no folder is named for the data set {plan.data}: use --data, or [data] in site.toml")
         data = task.load(folder, self.identity.name)
         if max(len(data.train), len(data.test), len(data.monitored[1])) > plan.protection.max_examples:
             raise DataError("this site has more examples than protection.max_examples: raise it in the plan")
-        return Agreed(plan, task, data, training.initial_vector(task, plan.seed).size)
+        return Agreed(plan, task, data, parameters)
 
     def _finish(self, request: Envelope) -> Answer:
         name = self._open(
@@ -288,7 +302,7 @@ class Site:
         context = self._open(AskWork, request, lambda ask: ask.context.digest).context
         plan = self._agreed_context(context, "submit").plan
         self._clear_work(context.training, keep=context.digest)
-        if plan.protection.protocol != "plain" or not self._policy.allow_insecure:
+        if plan.protection.protocol != "plain" or "plain" not in self._policy.protocols:
             raise Refused(self.identity.name, "submit", "this training is not a plain one")
         key = rounding_key(plan, self.identity.name, context.round)
         vector = encode(self.identity.name, self._values(context.training, context.digest), context.segments, key)

@@ -3,6 +3,7 @@
     ProtocolError              party, step, reason: one line, never secret bytes
     ├── BadMessage             it does not parse, is not signed by the named party, or belongs elsewhere
     ├── Refused                this site says no: a rule of SPEC 8 would be broken
+    │   └── Pending            not yet: this site's data steward has still to say yes
     ├── BadInput               NaN, infinity or a wrong shape in what a site contributes
     ├── RingTooSmall           the sum could overflow its ring; raised before anything runs
     ├── BelowThreshold         too few sites are left to make a sum
@@ -31,6 +32,10 @@ class BadMessage(ProtocolError):
 
 class Refused(ProtocolError):
     """A site declines a request that would break one of its rules (SPEC 8)."""
+
+
+class Pending(Refused):
+    """A site whose data steward has still to approve of the training; it may be asked again."""
 
 
 class BadInput(ProtocolError):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from protocols.contexts import SPEC_VERSION, AttemptContext, sha256
 from protocols.files import private, write_whole
@@ -27,6 +27,9 @@ BUSY_TIMEOUT_S = 60.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (name TEXT NOT NULL, secret BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS agreements (training TEXT PRIMARY KEY, plan TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS decisions (
+    training TEXT PRIMARY KEY, plan TEXT NOT NULL, text TEXT NOT NULL, decision TEXT NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS contexts (
     attempt_context TEXT PRIMARY KEY, round_context TEXT UNIQUE, training TEXT NOT NULL, purpose TEXT NOT NULL,
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, model TEXT NOT NULL, confirmed INTEGER NOT NULL DEFAULT 0,
@@ -62,6 +65,16 @@ class Entry:
     request: str
     input: str
     answer: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the data steward has said of a training: the digest and text of its plan, and the word on it."""
+
+    training: str
+    plan: str
+    text: str
+    decision: Literal["pending", "approved", "revoked"]
 
 
 class Vault:
@@ -142,6 +155,24 @@ class Vault:
         """The digest of the plan agreed to for this training."""
         rows = self._rows("SELECT plan FROM agreements WHERE training = ?", training)
         return str(rows[0][0]) if rows else None
+
+    def decide(self, decision: Decision) -> None:
+        """Keep the data steward's word on a training; it takes the place of an earlier one."""
+        with self.exclusive():
+            row = (decision.training, decision.plan, decision.text, decision.decision)
+            self._db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?)", row)
+
+    def decision(self, training: str) -> Decision | None:
+        """The data steward's word on a training, if there is one."""
+        return next((one for one in self.decisions() if one.training == training), None)
+
+    def decisions(self) -> list[Decision]:
+        """The data steward's word on every training."""
+        return [Decision(*row) for row in self._rows("SELECT training, plan, text, decision FROM decisions")]
+
+    def trainings(self) -> dict[str, str]:
+        """The digest of the plan agreed to, by training."""
+        return dict(self._rows("SELECT training, plan FROM agreements"))
 
     def find(self, context: str) -> Context | None:
         """Find a context by its attempt or its round context."""

@@ -41,7 +41,7 @@ class Play:
         keys = {site: Identity.generate(site).public for site in SITES} | {"ann": vault.identity.public}
         self.consortium = Consortium(self.coordinator.public, keys)
         exchange = Exchange(f"file://{folder}/exchange")
-        self.site = Site(vault, self.consortium, exchange, {}, Policy((TASK,)))
+        self.site = Site(vault, self.consortium, exchange, {}, Policy(tasks=[TASK]))
 
     def ask(self, kind: str, context: str, body: object) -> str:
         """Give the reason of a refusal, or "" where the site does as it is asked."""

@@ -144,10 +144,12 @@ def test_an_unknown_step_is_refused(run: Trial) -> None:
 
 def test_a_data_set_that_no_folder_is_named_for_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with trial(tmp_path / "a", plan_for()) as run:
-        plan = plan_for().model_copy(update={"task": "ml_tasks.heart:HeartDisease", "sites": ("ann", "bob", "cat")})
+        plan = plan_for().model_copy(
+            update={"task": "ml_tasks.heart:HeartDisease", "sites": ("ann", "bob", "cat"), "min_sites": 3}
+        )
         vault = Vault(tmp_path / "b")
         vault.keep_identity(Identity.generate("ann"))
-        site = Site(vault, run.live.consortium, run.live.exchange, {}, Policy((plan.task,)))
+        site = Site(vault, run.live.consortium, run.live.exchange, {}, Policy(tasks=[plan.task]))
         context = join_context("t", plan.digest)
         request = envelope(run.live.identity, "ask/join", context, "ann", AskJoin("t", plan.to_json()))
         assert "--data" in refusal(site.answer(request)[0])

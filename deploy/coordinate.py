@@ -1,0 +1,122 @@
+"""The program of a training: ``python -m deploy.coordinate FOLDER RUN``, started by the coordinator's worker alone.
+
+The training is named after its plan and its flow run, so that a retry of the run finds the checkpoint and goes on.
+"""
+
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State
+from prefect.engine import handle_engine_signals
+from prefect.flow_engine import run_flow
+from prefect.states import Cancelled as CancelledState
+from prefect.states import Completed, Failed
+
+from deploy.run import Failure, check_plan, save_model, write_report
+from deploy.show import plot_metrics
+from flows.checkpoint import Checkpoint, CheckpointError
+from flows.collect import Cancelled
+from flows.federated_training import run_training
+from flows.model import GlobalModel
+from flows.plan import Plan, PlanError, make_plan
+from flows.remote import RemoteSites
+from flows.report import Report
+from flows.session import Session, opened
+from flows.settings import TRAINING, CoordinatorFolder, SettingsError
+from protocols.errors import ProtocolError
+from protocols.files import write_whole
+
+_live: list[tuple[Session, Path]] = []
+
+
+@flow(name=TRAINING, persist_result=False)
+def scheduled_training(plan: Plan) -> State[Any]:
+    """Train a model across sites that keep their data: fill in the plan, and every site decides whether it takes part.
+
+    The rounds appear below as runs of their own; the graph of each is the protocol.
+    """
+    ((live, folder),) = _live
+    try:
+        with opened(live):
+            report = run_training(live.training, plan)
+    except Cancelled:
+        return CancelledState(message="The training was cancelled.")
+    except (ProtocolError, CheckpointError) as error:
+        return Failed(message=f"{error}")
+    save_model(folder / report.model, live.task, live.checkpoint.model)
+    write_report(folder, report, {}, None)
+    plot_metrics(folder / "metrics.png", report)
+    create_markdown_artifact(results(report), key="training", description=f"What {live.training} has come to")
+    return Completed(message=f"Finished; model and report are in {folder} at the coordinator.")
+
+
+def results(report: Report) -> str:
+    """The rounds and the final metrics as a table: sums over the sites, public to the coordinator and its server."""
+    rows = [
+        f"| {record.purpose} {record.round}.{record.attempt} | {', '.join(record.survivors)} | "
+        f"{'; '.join(f'{site}: {why}' for site, why in sorted(record.dropped.items())) or '-'} | "
+        + " | ".join(f"{record.metrics[name]:.4f}" if name in record.metrics else "-" for name in SHOWN)
+        + " |"
+        for record in report.records
+    ]
+    head = ["| sum | sites | without | " + " | ".join(SHOWN) + " |", "|---" * (3 + len(SHOWN)) + "|"]
+    return "\n".join([f"Plan `{report.plan_digest}`", "", *head, *rows])
+
+
+SHOWN = ("loss", "accuracy", "auroc", "auprc")
+
+
+def main(folder: Path, run_id: UUID) -> None:
+    """Run a training, or take it up again, with the folder's key, exchange and consortium."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+        try:
+            settings = CoordinatorFolder.read(folder)
+            plan = make_plan(dict(run.parameters.get("plan") or {}), source="plan")
+            live, place = prepare(settings, plan, client, run_id)
+        except (SettingsError, PlanError, Failure, CheckpointError) as error:
+            client.set_flow_run_state(run_id, Failed(message=str(error)), force=True)
+            return
+        client.update_flow_run(run_id, name=live.training)
+        _live[:] = [(live, place)]
+        with closing(live.checkpoint), closing(live.sites), handle_engine_signals(run_id):
+            run_flow(scheduled_training, flow_run=run, parameters={"plan": plan}, return_type="state")
+
+
+def prepare(settings: CoordinatorFolder, plan: Plan, client: SyncPrefectClient, run_id: UUID) -> tuple[Session, Path]:
+    """Check plan, task, rings and keys, and open the training's session and folder.
+
+    Raises:
+        SettingsError, PlanError, Failure, CheckpointError: one line each.
+    """
+    if plan.task not in settings.tasks:
+        raise PlanError(f"plan: task: {plan.task} is not on the coordinator's list: add it to coordinator.toml")
+    consortium = settings.consortium
+    if strangers := [site for site in plan.sites if site not in consortium.sites]:
+        raise PlanError(f"plan: sites: {', '.join(strangers)}: not in the consortium file: correct the name")
+    _, task, vector = check_plan(lambda: plan)
+    vault = settings.open_vault()
+    identity = vault.identity
+    vault.close()
+    settings.check_identity(identity, consortium)
+    training = f"{plan.name}-{run_id.hex[:12]}"
+    folder = settings.runs / training
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "plan.json", plan.to_json().encode())
+    if (folder / "checkpoint" / "progress.json").exists():
+        checkpoint = Checkpoint.resume(folder / "checkpoint", plan, parameters=vector.size, features=len(task.features))
+    else:
+        checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, GlobalModel(vector))
+    exchange = settings.open_exchange()
+    sites = RemoteSites(client, training, run_id, consortium, exchange)
+    return Session(training, plan, task, identity, consortium, exchange, sites, checkpoint), folder
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), UUID(sys.argv[2]))

@@ -1,0 +1,126 @@
+"""``fedseal coordinator`` and ``fedseal submit``: found and serve the coordinator, start a training (SPEC 6.8)."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deploy.site import DEFAULT_TASKS, fail, found, one_line, wait_for_server
+from flows.settings import COORDINATOR_FILE, CoordinatorFolder, SettingsError
+from protocols.messages import COORDINATOR
+
+app = typer.Typer(no_args_is_help=True, help="Found and serve the coordinator.")
+
+Folder = Annotated[Path, typer.Option("--folder", help="The coordinator's folder.", envvar="FEDSEAL_COORDINATOR")]
+HERE = Path("coordinator")
+
+TEMPLATE = """\
+# The coordinator: it runs the trainings, and learns sums over sites, never what a single site sends.
+vault = "vault"                  # the signing key
+consortium = "consortium.toml"   # everybody's keys, agreed on out of band
+runs = "runs"                    # checkpoints, models and reports
+tasks = {tasks}   # what a plan may name; its code runs here too
+
+[prefect]
+url = "{prefect}"
+# auth_string = "user:password"  # or api_key; ca_file for a server with a certificate of your own
+
+[exchange]
+url = "{exchange}"
+# options = {{ key = "...", secret = "...", endpoint_url = "..." }}   # what fsspec needs for s3:// and the like
+"""
+
+
+@app.command()
+def init(
+    prefect: Annotated[str, typer.Option(help="URL of the Prefect API.")],
+    exchange: Annotated[str, typer.Option(help="fsspec URL of the exchange.")],
+    folder: Folder = HERE,
+    task: Annotated[list[str] | None, typer.Option(help="A task that plans may name, module:Class.")] = None,
+) -> None:
+    """Make the coordinator's folder: key and coordinator.toml; print its entry for consortium.toml."""
+    tasks = "[" + ", ".join(f'"{path}"' for path in task or DEFAULT_TASKS) + "]"
+    text = TEMPLATE.format(tasks=tasks, prefect=prefect, exchange=exchange)
+    with one_line():
+        public = found(folder, COORDINATOR_FILE, text, COORDINATOR)
+        CoordinatorFolder.read(folder)
+    print(f'[coordinator]\nkey = "{public}"')
+    print(f"Put this into consortium.toml, with every site's line, and the file into {folder}.", file=sys.stderr)
+
+
+@app.command()
+def serve(
+    folder: Folder = HERE,
+    plan: Annotated[Path | None, typer.Option(help="The plan that the form in the UI begins with.")] = None,
+) -> None:
+    """Serve the coordinator: run the trainings that are submitted, scheduled or started in the UI."""
+    with one_line():
+        coordinator = CoordinatorFolder.read(folder)
+        vault = coordinator.open_vault()
+        coordinator.check_identity(vault.identity, coordinator.consortium)
+        vault.close()
+        coordinator.open_exchange()
+    os.environ.update(coordinator.prefect.environment)
+    from prefect.utilities.callables import parameter_schema
+
+    from deploy.run import EXAMPLE
+    from deploy.worker import CoordinatorWorker, register, serve, serve_alone
+    from flows.plan import Plan, PlanError, read_plan
+    from flows.settings import COORDINATOR_POOL, TRAINING, TRAINING_DEPLOYMENT
+
+    def form(plan: Plan) -> None:
+        """The form of the deployment: one plan."""
+
+    try:
+        begin = read_plan(plan or EXAMPLE)
+    except PlanError as error:
+        raise fail(error) from None
+    with one_line():
+        try:
+            lock = serve_alone(folder)
+        except OSError:
+            raise SettingsError(f"{folder}: another fedseal coordinator serve is running for it") from None
+    wait_for_server(coordinator.prefect.url)
+    register(
+        COORDINATOR_POOL,
+        CoordinatorWorker.type,
+        TRAINING,
+        TRAINING_DEPLOYMENT,
+        "Train a model across sites that keep their data. Fill in the plan; every site decides whether it takes part.",
+        parameter_schema(form).model_dump_for_openapi(),
+        {"plan": begin.model_dump(mode="json")},
+    )
+    print(f"the coordinator serves; its runs are in {coordinator.runs}", file=sys.stderr, flush=True)
+    with lock:
+        serve(CoordinatorWorker(folder, COORDINATOR_POOL, "coordinator", lambda run: None))
+
+
+def submit(plan: Path, overrides: tuple[str, ...]) -> str:
+    """Start a training on the configured server; gives the flow run's id."""
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+    from prefect.settings import PREFECT_API_URL
+
+    from flows.plan import PlanError, read_plan
+    from flows.settings import TRAINING, TRAINING_DEPLOYMENT
+
+    try:
+        parameters: dict[str, Any] = {"plan": read_plan(plan, overrides).model_dump(mode="json")}
+    except PlanError as error:
+        raise fail(error) from None
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise fail("no Prefect server is configured: set PREFECT_API_URL to the API of the coordinator's server")
+    with get_client(sync_client=True) as client:
+        if client.api_healthcheck() is not None:
+            raise fail(f"the Prefect server at {url} does not answer: start it, or correct PREFECT_API_URL", 1)
+        try:
+            deployment = client.read_deployment_by_name(f"{TRAINING}/{TRAINING_DEPLOYMENT}")
+            run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        except ObjectNotFound:
+            raise fail(f"the server at {url} knows no coordinator: start fedseal coordinator serve", 1) from None
+        except PrefectHTTPStatusError as error:
+            raise fail(f"the server at {url} does not take the plan (HTTP {error.response.status_code})", 1) from None
+    return str(run.id)

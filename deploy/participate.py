@@ -1,0 +1,46 @@
+"""The program of a participation: ``python -m deploy.participate FOLDER RUN``, started by the site's worker alone."""
+
+import os
+import sys
+from pathlib import Path
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun
+from prefect.engine import handle_engine_signals
+from prefect.flow_engine import run_flow
+from prefect.states import Failed
+
+from deploy.worker import Parameters, parameters_of
+from flows.local import keep_log
+from flows.participation import Seat, participate, seated
+from flows.settings import SettingsError, SiteFolder
+from flows.site import Site
+
+
+def main(folder: Path, run_id: UUID) -> None:
+    """Take part in a training with the folder's vault, data and policy."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_id)
+        asked = parameters_of(run)
+        try:
+            if asked is None:
+                raise SettingsError("the parameters are not those of a participation")
+            seated(_seat(SiteFolder.read(folder), client, run, asked))
+        except SettingsError as error:
+            client.set_flow_run_state(run_id, Failed(message=str(error)), force=True)
+            return
+        with handle_engine_signals(run_id):
+            run_flow(participate, flow_run=run, parameters=asked.model_dump(), return_type="state")
+
+
+def _seat(folder: SiteFolder, client: SyncPrefectClient, run: FlowRun, asked: Parameters) -> Seat:
+    vault, consortium, exchange = folder.open_vault(), folder.consortium, folder.open_exchange()
+    folder.check_identity(vault.identity, consortium)
+    keep_log(folder.name, folder.folder / "site.log")
+    site = Site(vault, consortium, exchange, folder.data, folder.policy)
+    return Seat(site, asked.training, client, run.id, asked.training_run, exchange, folder.policy.lease_s, os.getppid())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), UUID(sys.argv[2]))

@@ -1,0 +1,241 @@
+"""``fedseal site``: found a site, serve it, and decide what it takes part in (SPEC 6.8)."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.settings import SITE_FILE, SettingsError, SiteFolder
+from protocols.consortium import fingerprint
+from protocols.keys import Identity
+from protocols.vault import Decision, Vault
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+    from deploy.worker import Refusal
+
+app = typer.Typer(no_args_is_help=True, help="Found and serve a site.")
+
+Folder = Annotated[Path, typer.Option("--folder", help="The site's folder.", envvar="FEDSEAL_SITE")]
+HERE = Path("site")
+DEFAULT_TASKS = ("ml_tasks.breast_cancer:BreastCancer", "ml_tasks.heart:HeartDisease", "ml_tasks.eicu:Eicu")
+
+TEMPLATE = """\
+# {name}: what this site is and what it allows. No message can change a word of it.
+name = "{name}"
+vault = "vault"                  # keys and journal: never copy it, never restore it
+consortium = "consortium.toml"   # everybody's keys, agreed on out of band
+
+[prefect]
+url = "{prefect}"
+# auth_string = "user:password"  # or api_key; ca_file for a server with a certificate of your own
+
+[exchange]
+url = "{exchange}"
+# options = {{ key = "...", secret = "...", endpoint_url = "..." }}   # what fsspec needs for s3:// and the like
+
+[data]                           # the folder of each data set by the name that plans give it
+{data}
+[policy]
+tasks = {tasks}
+protocols = ["secagg"]
+approval = "{approval}"          # or "by-hand": each training waits for fedseal site approve
+min_sites = 3
+min_threshold = 3
+max_rounds = 1000
+max_train_s = 86400.0
+"""
+
+
+def fail(line: object, code: int = 2) -> typer.Exit:
+    """Say in one line what is wrong, and exit."""
+    print(f"fedseal: {line}", file=sys.stderr)
+    return typer.Exit(code)
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turn what is wrong with a folder into one line and exit code 2."""
+    try:
+        yield
+    except SettingsError as error:
+        raise fail(error) from None
+
+
+def found(folder: Path, file: str, text: str, name: str) -> str:
+    """Write a party's file and make its vault and key; gives the public key.
+
+    Raises:
+        SettingsError: there is one already, or the folder cannot be written.
+    """
+    path = folder / file
+    if path.exists():
+        raise SettingsError(f"{path}: is there already: name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch(mode=0o600)
+        path.write_text(text, encoding="utf-8")
+        vault = Vault(folder / "vault")
+    except OSError as error:
+        raise SettingsError(f"{folder}: cannot be written ({error.strerror})") from None
+    if not vault.has_identity:
+        vault.keep_identity(Identity.generate(name))
+    public = vault.identity.public
+    vault.close()
+    return public
+
+
+@app.command()
+def init(
+    name: Annotated[str, typer.Argument(help="The site's name: a-z, 0-9 and -.")],
+    prefect: Annotated[str, typer.Option(help="URL of the Prefect API.")],
+    exchange: Annotated[str, typer.Option(help="fsspec URL of the exchange.")],
+    folder: Folder = HERE,
+    data: Annotated[list[str] | None, typer.Option(help="A data set and its folder: name=path.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="A task that may run here, module:Class.")] = None,
+    by_hand: Annotated[bool, typer.Option(help="Each training waits for fedseal site approve.")] = False,
+) -> None:
+    """Make a site's folder: keys, vault and site.toml; print its entry for consortium.toml."""
+    sets = dict(one.partition("=")[::2] for one in data or [])
+    text = TEMPLATE.format(
+        name=name,
+        prefect=prefect,
+        exchange=exchange,
+        data="".join(f"{one} = {_quoted(str(Path(path).absolute()))}\n" for one, path in sets.items()),
+        tasks="[" + ", ".join(_quoted(path) for path in task or DEFAULT_TASKS) + "]",
+        approval="by-hand" if by_hand else "automatic",
+    )
+    with one_line():
+        public = found(folder, SITE_FILE, text, name)
+        SiteFolder.read(folder)
+    print(f'{name} = "{public}"')
+    print(f"Enter this line under [sites] in consortium.toml, and put that file into {folder}.", file=sys.stderr)
+
+
+@app.command()
+def serve(folder: Folder = HERE) -> None:
+    """Serve the site: wait for trainings and take part in those that the policy allows. Opens no port."""
+    with one_line():
+        site = SiteFolder.read(folder)
+        vault = site.open_vault()
+        site.check_identity(vault.identity, site.consortium)
+        site.open_exchange()
+    os.environ.update(site.prefect.environment)
+    from deploy.worker import Parameters, SiteWorker, register, serve, serve_alone
+    from flows.settings import PARTICIPATE, pool_of
+
+    with one_line():
+        try:
+            lock = serve_alone(folder)
+        except OSError:
+            raise SettingsError(f"{folder}: another fedseal site serve is running for it") from None
+    pool, limit = pool_of(site.name), site.policy.max_trainings
+    description = f"The part of {site.name} in a training. Cancel one to withdraw."
+    wait_for_server(site.prefect.url)
+    register(pool, SiteWorker.type, PARTICIPATE, site.name, description, Parameters.model_json_schema())
+    print(f"{site.name} serves; what it does is in {folder / 'site.log'}", file=sys.stderr, flush=True)
+    with lock:
+        serve(SiteWorker(folder, pool, site.name, refusal_of(vault), limit))
+
+
+def refusal_of(vault: Vault) -> "Refusal":
+    """What a site's worker says no to before it starts anything."""
+
+    def refusal(run: "FlowRun") -> str | None:
+        from deploy.worker import parameters_of
+
+        asked = parameters_of(run)
+        if asked is None:
+            return "the parameters are not those of a participation"
+        decision = vault.decision(asked.training)
+        if decision is not None and decision.decision == "revoked":
+            return "this site has withdrawn from this training"
+        return None
+
+    return refusal
+
+
+@app.command()
+def status(folder: Folder = HERE) -> None:
+    """Tell who the site is, and what became of each training."""
+    with one_line():
+        site = SiteFolder.read(folder)
+        vault = site.open_vault()
+    print(f"{site.name}: key {vault.identity.public} (compare: {fingerprint(vault.identity.public)})")
+    trainings = vault.trainings()
+    decisions = {one.training: one for one in vault.decisions()}
+    for training in sorted(trainings | decisions):
+        sums = vault.of_training(training)
+        word = decisions[training].decision if training in decisions else "agreed"
+        plan = trainings.get(training) or decisions[training].plan
+        print(f"{training}: {word}, {sum(one.confirmed for one in sums)} sums confirmed, plan {plan or 'unknown'}")
+    if not trainings and not decisions:
+        print("no training yet")
+
+
+@app.command()
+def policy(folder: Folder = HERE) -> None:
+    """Show what the site allows, defaults included."""
+    with one_line():
+        site = SiteFolder.read(folder)
+    for name, field in type(site.policy).model_fields.items():
+        print(f"{name} = {getattr(site.policy, name)}  # {field.description}")
+    for name, path in site.data.items():
+        print(f"data.{name} = {path}{'' if path.is_dir() else '  # there is no such folder'}")
+
+
+@app.command()
+def approve(
+    training: Annotated[str, typer.Argument(help="The training's name.")],
+    folder: Folder = HERE,
+    plan: Annotated[str | None, typer.Option(help="The plan's digest, if you have it from elsewhere.")] = None,
+) -> None:
+    """Let the site take part in a training whose plan waits for this; print the plan."""
+    with one_line():
+        vault = SiteFolder.read(folder).open_vault()
+    known = vault.decision(training)
+    if known is None or (known.decision == "revoked" and not known.text):
+        raise fail(f"{training}: no plan of this name waits here: see fedseal site status")
+    if plan is not None and plan != known.plan:
+        raise fail(f"{training}: the plan that waits is {known.plan}, another than the one that you name")
+    print(known.text)
+    vault.decide(Decision(training, known.plan, known.text, "approved"))
+    print(f"approved: {training}, plan {known.plan}", file=sys.stderr)
+
+
+@app.command()
+def revoke(training: Annotated[str, typer.Argument(help="The training's name.")], folder: Folder = HERE) -> None:
+    """Withdraw from a training: a participation that runs ends before its next answer, and none is begun."""
+    with one_line():
+        vault = SiteFolder.read(folder).open_vault()
+    known = vault.decision(training)
+    digest, text = (known.plan, known.text) if known else (vault.trainings().get(training, ""), "")
+    vault.decide(Decision(training, digest, text, "revoked"))
+    print(f"withdrawn: {training}", file=sys.stderr)
+
+
+def wait_for_server(url: str) -> None:
+    """Wait until the Prefect server answers, with growing pauses, and say so once."""
+    import time
+
+    from prefect.client.orchestration import get_client
+
+    pause_s, said = 1.0, False
+    while True:
+        with get_client(sync_client=True) as client:
+            if client.api_healthcheck() is None:
+                return
+        if not said:
+            print(f"fedseal: the Prefect server at {url} does not answer: waiting for it", file=sys.stderr, flush=True)
+            said = True
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 30.0)
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,221 @@
+"""A site's part in a training: one long flow run that takes requests, answers them and ends (SPEC 6.9).
+
+The run is started at the coordinator's wish by the site's own worker, in a fresh process with the site's folder. The
+site opens no port: requests are inputs of this run, answers go into the training's run. Everything here is transport;
+what a request may do is decided by ``flows.site`` and the vault behind it. Order: journal, answer, delete.
+
+Whoever cancels this run in the Prefect UI withdraws the site, as ``fedseal site revoke`` does from the site.
+"""
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+import httpx
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.futures import PrefectFuture
+from prefect.states import Cancelled, Completed, Crashed
+
+from flows.exchange import Exchange
+from flows.mailbox import Mailbox, MailboxError, answer_key, pack, unpack
+from flows.settings import PARTICIPATE
+from flows.site import Site
+from protocols.errors import BadMessage
+from protocols.messages import COORDINATOR, Envelope
+from protocols.vault import Decision
+
+BUSY_S, IDLE_S, GROWTH = 0.05, 2.0, 1.25
+"""Seconds between two looks into the mailbox: right after a message, at the most, and how they grow."""
+STATE_S, IDLE_STATE_S = 1.0, 10.0
+"""Seconds for which the state of the runs is believed, while there are requests and while there are none."""
+LONGEST_PAUSE_S = 30.0
+MOST_AT_ONCE = 8
+"""Requests that are handled at the same time."""
+ENDED = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED}
+
+
+@dataclass(slots=True)
+class Seat:
+    """What the process of a participation holds, and Prefect must not.
+
+    Attributes:
+        site: answers the requests.
+        training: its name.
+        client: of the Prefect API.
+        run, training_run: this run and the training's.
+        exchange: where long messages lie.
+        lease_s: seconds without a good request after which the site leaves.
+        worker: the process id of the site's worker, which this process does not outlive.
+    """
+
+    site: Site
+    training: str
+    client: SyncPrefectClient
+    run: UUID
+    training_run: UUID
+    exchange: Exchange
+    lease_s: float
+    worker: int
+    taken: dict[str, Envelope] = field(default_factory=dict)
+    asked: float = field(default_factory=time.monotonic)
+    finished: bool = False
+    _parcels: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The site's."""
+        return self.site.identity.name
+
+    @property
+    def log(self) -> logging.Logger:
+        """The site's own log."""
+        return logging.getLogger(f"fedseal.site.{self.name}")
+
+    def take(self) -> list[str]:
+        """Take new requests out of the mailbox; gives their keys. What is no request is deleted."""
+        box, new = Mailbox(self.client, self.run), []
+        for key, text in box.take("ask-", self.taken).items():
+            if len(self.taken) >= MOST_AT_ONCE:
+                break
+            try:
+                (self.taken[key],) = unpack(text, self.exchange, COORDINATOR)
+                new.append(key)
+            except (BadMessage, ValueError):
+                self.log.warning("deleted a message that is no request")
+                box.delete(key)
+        return new
+
+    def handle(self, key: str) -> None:
+        """Answer a request: the vault journals, then the answer is posted, then the request is deleted.
+
+        Raises:
+            MailboxError: the server does not answer; the request is still there and will be taken again.
+        """
+        request = self.taken[key]
+        if request.kind == "ask/advertise":
+            self.clear()
+        messages = self.site.answer(request)
+        text, parcel = pack(messages, self.exchange, self.name)
+        self._parcels += [parcel] if parcel else []
+        Mailbox(self.client, self.training_run).put(answer_key(self.name, key), text)
+        Mailbox(self.client, self.run).delete(key)
+        if messages[0].kind != "refusal":
+            self.asked = time.monotonic()
+            self.finished |= request.kind == "ask/finish"
+
+    def clear(self) -> None:
+        """Delete the long messages that were put on the exchange."""
+        while self._parcels:
+            self.exchange.delete(self.name, self._parcels.pop())
+
+    def end(self, states: dict[UUID, StateType]) -> State[None] | None:
+        """The state to end in, if it is time to end."""
+        decision = self.site.vault.decision(self.training)
+        if self.finished:
+            return Completed(message="The training is finished; its secrets are erased.")
+        if decision is not None and decision.decision == "revoked":
+            return Cancelled(message="The site has withdrawn from this training.")
+        if states.get(self.run) in (StateType.CANCELLING, StateType.CANCELLED):
+            self.withdraw()
+            return Cancelled(message="This participation was cancelled: the site has withdrawn from the training.")
+        if states.get(self.training_run) in ENDED:
+            return Completed(message="The training has ended.")
+        if self.worker != os.getppid():
+            return Crashed(message="The site's worker has ended.")
+        if time.monotonic() - self.asked > self.lease_s:
+            return Completed(message=f"No request for {self.lease_s:g} s: the lease is over.")
+        return None
+
+    def withdraw(self) -> None:
+        """Keep in the vault that this site takes no further part in the training."""
+        vault = self.site.vault
+        known = vault.decision(self.training) or Decision(
+            self.training, vault.agreed(self.training) or "", "", "revoked"
+        )
+        vault.decide(replace(known, decision="revoked"))
+
+    def states(self) -> dict[UUID, StateType]:
+        """The states of this run and of the training's.
+
+        Raises:
+            MailboxError: the server does not answer.
+        """
+        return run_states(self.client, [self.run, self.training_run])
+
+
+def run_states(client: SyncPrefectClient, runs: list[UUID]) -> dict[UUID, StateType]:
+    """The state types of flow runs, in one request.
+
+    Raises:
+        MailboxError: the server does not answer.
+    """
+    try:
+        found = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=runs)))
+    except (PrefectHTTPStatusError, httpx.HTTPError) as error:
+        raise MailboxError(f"the Prefect server cannot be reached ({type(error).__name__})") from None
+    return {run.id: run.state.type for run in found if run.state is not None}
+
+
+_seat: list[Seat] = []
+
+
+@flow(name=PARTICIPATE, persist_result=False)
+def participate(training: str, training_run: UUID) -> State[None]:
+    """Take part in a training until it ends, the site withdraws, or nothing is asked for the time of the lease."""
+    (seat,) = _seat
+    return attend(seat, handle=lambda key: answer.submit(seat.taken[key].kind.removeprefix("ask/"), key))
+
+
+@task(task_run_name="{step}", cache_policy=NO_CACHE, persist_result=False)
+def answer(step: str, key: str) -> None:
+    """Answer one request; what goes wrong on the way is in the site's log, and the request is taken again."""
+    (seat,) = _seat
+    try:
+        seat.handle(key)
+    except MailboxError as error:
+        seat.log.warning("%s: the answer waits: %s", step, error.reason)
+    except (OSError, sqlite3.Error) as error:
+        seat.log.warning("%s: cannot be answered now: %s", step, error)
+    finally:
+        seat.taken.pop(key)
+
+
+def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State[None]:
+    """Look into the mailbox, often while there are requests and seldom while not, until it is time to end."""
+    pause_s, looked, running = BUSY_S, 0.0, dict[str, PrefectFuture[None]]()
+    states: dict[UUID, StateType] = {}
+    while True:
+        new: list[str] = []
+        try:
+            new = seat.take()
+            running = {key: future for key, future in running.items() if key in seat.taken}
+            if time.monotonic() - looked > (STATE_S if new or running else IDLE_STATE_S):
+                states, looked = seat.states(), time.monotonic()
+            pause_s = BUSY_S if new else min(pause_s * GROWTH, IDLE_S)
+        except MailboxError as error:
+            pause_s = min(max(pause_s, 1.0) * 2, LONGEST_PAUSE_S)
+            seat.log.warning("%s; looking again in %.0f s", error.reason, pause_s)
+        if (ended := seat.end(states)) is not None:
+            break
+        running |= {key: handle(key) for key in new}
+        time.sleep(pause_s)
+    for future in running.values():
+        future.wait()
+    with suppress(OSError):
+        seat.clear()
+    return ended
+
+
+def seated(seat: Seat) -> None:
+    """Make the seat known to the flow of this process."""
+    _seat[:] = [seat]

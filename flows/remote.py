@@ -1,0 +1,258 @@
+"""How the coordinator reaches sites that run elsewhere: through participations and their mailboxes (SPEC 6.9).
+
+For each site of a training there is a *link*: the participation run that is asked, and whether the site has joined in
+it. A participation is started when the site's worker is seen to be online; when it has ended, another is started and
+joined before anything else is asked, so that a site that was killed goes on in the same round. A cancelled one is the
+site's withdrawal. One thread looks for answers and for the state of the runs; an answer that its site has not signed
+is thrown away, and the wait goes on.
+"""
+
+import logging
+import queue
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+from flows.collect import Absent, Cancelled
+from flows.exchange import Exchange
+from flows.mailbox import Mailbox, MailboxError, answer_key, pack, request_key, unpack
+from flows.participation import BUSY_S, ENDED, GROWTH, IDLE_S, LONGEST_PAUSE_S, run_states
+from flows.settings import PARTICIPATE, pool_of
+from flows.site import Answer
+from protocols.errors import BadMessage
+from protocols.keys import Consortium, InvalidKey, verify
+from protocols.messages import COORDINATOR, Envelope
+
+LOOK_S = 2.0
+"""Seconds between two looks at the states of the runs, and at a worker that is not there."""
+ONLINE = "ONLINE"
+WITHDRAWN = "has withdrawn from this training"
+
+log = logging.getLogger("fedseal.coordinator")
+
+
+class Unreached(Exception):
+    """A site that cannot be asked now, and why; the text is for the operator."""
+
+
+@dataclass(slots=True)
+class Link:
+    """The coordinator's line to one site."""
+
+    run: UUID | None = None
+    join: Envelope | None = None
+    joined: bool = False
+    why: str = "has not joined yet"
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class RemoteSites:
+    """Sites that are reached through the Prefect API.
+
+    Args:
+        client: of the Prefect API.
+        training: the training's name; participations are named after it.
+        run: the training's flow run, whose inputs are the answers.
+        consortium: the pinned keys.
+        exchange: where long messages lie.
+    """
+
+    def __init__(
+        self, client: SyncPrefectClient, training: str, run: UUID, consortium: Consortium, exchange: Exchange
+    ) -> None:
+        self._client = client
+        self._training = training
+        self._run = run
+        self._consortium = consortium
+        self._store = exchange
+        self._links = {site: Link() for site in consortium.sites}
+        self._ended: dict[UUID, StateType] = {}
+        self._waiting: dict[str, tuple[str, queue.SimpleQueue[Answer]]] = {}
+        self._wake, self._closing, self._cancelled = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop looking; who still waits for a site is told that there is no answer."""
+        self._closing.set()
+        self._wake.set()
+        self._thread.join()
+
+    def ask(self, site: str, request: Envelope, deadline_s: float) -> Answer | Absent:
+        """Ask a site, or say why it cannot be asked or has not answered.
+
+        Raises:
+            Cancelled: the training was cancelled.
+        """
+        deadline, link = time.monotonic() + deadline_s, self._links[site]
+        if joining := request.kind == "ask/join":
+            link.join = request
+        try:
+            answer = self._talk(site, self._reach(site, joining, deadline), request, deadline)
+        except Unreached as missing:
+            link.why = str(missing)
+            return Absent(link.why)
+        except MailboxError as error:
+            return Absent(error.reason)
+        link.joined |= joining and answer[0].kind == "joined"
+        return answer
+
+    def _reach(self, site: str, joining: bool, deadline: float) -> UUID:
+        """The participation to ask; one that has ended is followed by another, which is joined first.
+
+        Raises:
+            Unreached: the site has not joined, or has withdrawn, or its worker is not online.
+        """
+        link = self._links[site]
+        with link.lock:
+            while link.run is None or link.run in self._ended:
+                if not joining and not link.joined:
+                    raise Unreached(link.why)
+                try:
+                    link.run = self._participation(site)
+                    if not joining and link.join is not None:
+                        self._join_again(site, link.run, link.join, deadline)
+                except Unreached as missing:
+                    link.run = None
+                    if not joining or str(missing) == WITHDRAWN or time.monotonic() + LOOK_S > deadline:
+                        raise
+                    link.why = str(missing)
+                    if self._closing.wait(LOOK_S):
+                        raise
+            return link.run
+
+    def _join_again(self, site: str, run: UUID, join: Envelope, deadline: float) -> None:
+        if self._talk(site, run, join, deadline)[0].kind != "joined":
+            raise Unreached("has come back and does not join again")
+
+    def _participation(self, site: str) -> UUID:
+        """The site's living participation; started where there is none and its worker is online.
+
+        Raises:
+            Unreached: it is not registered, not online, or has withdrawn.
+        """
+        try:
+            deployment = self._client.read_deployment_by_name(f"{PARTICIPATE}/{site}").id
+            prefix = f"{self._training}-{site}-"
+            runs = {self._number(run, prefix): run for run in self._runs(deployment, prefix)}
+            for run in runs.values():
+                if run.state is not None and run.state.type in (StateType.CANCELLED, StateType.CANCELLING):
+                    raise Unreached(WITHDRAWN)
+                if run.state is not None and run.state.type not in ENDED:
+                    return run.id
+            if ONLINE not in {worker.status for worker in self._client.read_workers_for_work_pool(pool_of(site))}:
+                raise Unreached("its worker is not online: fedseal site serve starts it")
+            number = max(runs, default=0) + 1
+            return self._client.create_flow_run_from_deployment(
+                deployment,
+                name=f"{prefix}{number}",
+                parameters={"training": self._training, "training_run": str(self._run)},
+                idempotency_key=f"{prefix}{number}",
+            ).id
+        except ObjectNotFound:
+            raise Unreached("is not registered at the Prefect server: fedseal site serve does it") from None
+        except (PrefectHTTPStatusError, httpx.HTTPError) as error:
+            raise Unreached(f"the Prefect server cannot be reached ({type(error).__name__})") from None
+
+    def _runs(self, deployment: UUID, prefix: str) -> list[FlowRun]:
+        return self._client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(name=FlowRunFilterName(like_=prefix)),
+            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
+        )
+
+    @staticmethod
+    def _number(run: FlowRun, prefix: str) -> int:
+        number = run.name.removeprefix(prefix)
+        return int(number) if number.isdecimal() else 0
+
+    def _talk(self, site: str, run: UUID, request: Envelope, deadline: float) -> Answer:
+        """Post a request and wait for the answer that the site has signed.
+
+        Raises:
+            Unreached: the participation has ended, or there was no answer in time.
+            MailboxError: the server does not take the request.
+        """
+        key, asked = request_key(request), time.monotonic()
+        expected, answers = answer_key(site, key), queue.SimpleQueue[Answer]()
+        box, (text, parcel) = Mailbox(self._client, run), pack((request,), self._store, COORDINATOR)
+        self._waiting[expected] = (site, answers)
+        try:
+            box.put(key, text)
+            self._wake.set()
+            while (left := deadline - time.monotonic()) > 0 and not self._closing.is_set():
+                if self._cancelled.is_set():
+                    raise Cancelled(COORDINATOR.removeprefix("@"), "ask", "the training was cancelled")
+                with suppress(queue.Empty):
+                    return answers.get(timeout=min(left, 0.5))
+                if run in self._ended:
+                    raise Unreached(f"its participation has ended ({self._ended[run].value.lower()})")
+            with suppress(MailboxError):
+                box.delete(key)
+            raise Unreached(f"no answer within {time.monotonic() - asked:.0f} s")
+        finally:
+            del self._waiting[expected]
+            if parcel:
+                self._store.delete(COORDINATOR, parcel)
+
+    def _look(self) -> None:
+        """Look for answers, often while somebody waits, and for the states of the runs."""
+        pause_s, looked = BUSY_S, 0.0
+        while not self._closing.is_set():
+            try:
+                found = Mailbox(self._client, self._run).take("answer-") if self._waiting else {}
+                for key, text in found.items():
+                    self._deliver(key, text)
+                if time.monotonic() - looked > LOOK_S:
+                    self._look_at_runs()
+                    looked = time.monotonic()
+                pause_s = BUSY_S if found or self._wake.is_set() else min(pause_s * GROWTH, IDLE_S)
+            except MailboxError as error:
+                pause_s = min(max(pause_s, 1.0) * 2, LONGEST_PAUSE_S)
+                log.warning("%s; looking again in %.0f s", error.reason, pause_s)
+            self._wake.clear()
+            self._wake.wait(pause_s)
+
+    def _deliver(self, key: str, text: str) -> None:
+        """Hand an answer to who waits for it, if its site has signed it; delete it in any case."""
+        site, answers = self._waiting.get(key, ("", None))
+        if answers is not None:
+            try:
+                answers.put(self._signed(site, unpack(text, self._store, site)))
+            except BadMessage as bad:
+                log.warning("threw away an answer: %s", bad)
+        Mailbox(self._client, self._run).delete(key)
+
+    def _signed(self, site: str, messages: Answer) -> Answer:
+        try:
+            for message in messages:
+                if message.sender != site:
+                    raise InvalidKey
+                verify(self._consortium.sites[site], message.signed_bytes, bytes.fromhex(message.signature))
+        except InvalidKey:
+            raise BadMessage(site, "answer", "the site has not signed it") from None
+        if not messages:
+            raise BadMessage(site, "answer", "the answer is empty")
+        return messages
+
+    def _look_at_runs(self) -> None:
+        living = [link.run for link in self._links.values() if link.run is not None and link.run not in self._ended]
+        states = run_states(self._client, [self._run, *living])
+        for run in living:
+            state = states.get(run, StateType.CRASHED)  # one that was deleted has ended too
+            if state in ENDED or state == StateType.CANCELLING:
+                self._ended[run] = state
+        if states.get(self._run) in (StateType.CANCELLING, StateType.CANCELLED):
+            self._cancelled.set()

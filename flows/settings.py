@@ -1,0 +1,218 @@
+"""What a party's own folder says: ``site.toml`` of a site, ``coordinator.toml`` of the coordinator (SPEC 6.8).
+
+Both name the Prefect server, the exchange, the consortium file and the vault; a site's also its data and its policy.
+Paths are relative to the file. Nobody but the party itself writes here: no message can change a word of it.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flows.exchange import Exchange
+from flows.policy import Policy, TaskPath
+from protocols.consortium import ConsortiumError, read_consortium
+from protocols.contexts import SiteName
+from protocols.keys import Consortium, Identity
+from protocols.messages import COORDINATOR
+from protocols.vault import Vault
+
+SITE_FILE, COORDINATOR_FILE = "site.toml", "coordinator.toml"
+
+PARTICIPATE = "participate"
+"""The flow of a site's participations; its deployment for a site is named after the site."""
+TRAINING, TRAINING_DEPLOYMENT, COORDINATOR_POOL = "federated-training", "train", "coordinator"
+"""The flow of trainings, its deployment, and the coordinator's work pool."""
+
+
+def pool_of(site: str) -> str:
+    """The name of a site's work pool."""
+    return f"site-{site}"
+
+
+class SettingsError(Exception):
+    """A folder that cannot be used; one line that says what and how to mend it."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PrefectServer(_Table):
+    """The Prefect API and how to be let in: a basic-auth string, or a key of Prefect Cloud."""
+
+    url: Annotated[str, Field(pattern=r"^https?://")]
+    auth_string: str | None = None
+    api_key: str | None = None
+    ca_file: str | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The settings as the environment variables that Prefect reads when it is first imported."""
+        given = {
+            "PREFECT_API_URL": self.url,
+            "PREFECT_API_AUTH_STRING": self.auth_string,
+            "PREFECT_API_KEY": self.api_key,
+            "PREFECT_API_SSL_CERT_FILE": self.ca_file,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class ExchangePlace(_Table):
+    """Where vectors and models lie: an fsspec URL, and what its file system needs (credentials, an endpoint)."""
+
+    url: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class _Party(_Table):
+    vault: str = "vault"
+    consortium: str = "consortium.toml"
+    prefect: PrefectServer
+    exchange: ExchangePlace
+
+
+class SiteTable(_Party):
+    """The fields of ``site.toml``."""
+
+    name: SiteName
+    data: dict[str, str] = Field(default_factory=dict)
+    policy: Policy
+
+
+class CoordinatorTable(_Party):
+    """The fields of ``coordinator.toml``."""
+
+    runs: str = "runs"
+    tasks: list[TaskPath]
+
+
+Fields = TypeVar("Fields", bound=_Party)
+
+
+class _Folder:
+    """What both kinds of folder have."""
+
+    def __init__(self, folder: Path, table: _Party) -> None:
+        self.folder = folder
+        self.prefect = table.prefect
+        self._party = table
+
+    @property
+    def consortium(self) -> Consortium:
+        """The pinned keys.
+
+        Raises:
+            SettingsError: there is no good consortium file.
+        """
+        try:
+            return read_consortium(self.folder / self._party.consortium)
+        except ConsortiumError as error:
+            raise SettingsError(str(error)) from None
+
+    def open_exchange(self) -> Exchange:
+        """The exchange.
+
+        Raises:
+            SettingsError: its URL or options are of no use.
+        """
+        place = self._party.exchange
+        try:
+            return Exchange(place.url, **place.options)
+        except (ValueError, ImportError, TypeError, OSError) as error:
+            why = " ".join(str(error).split())
+            raise SettingsError(
+                f"{self.folder}: exchange {place.url}: cannot be used ({why}): mend [exchange]"
+            ) from None
+
+    def open_vault(self) -> Vault:
+        """The vault, with the identity.
+
+        Raises:
+            SettingsError: there is none, or it has no identity.
+        """
+        path = self.folder / self._party.vault
+        if not (path / "vault.sqlite").exists():
+            raise SettingsError(f"{path}: there is no vault: make one with fedseal site init or coordinator init")
+        vault = Vault(path)
+        if not vault.has_identity:
+            vault.close()
+            raise SettingsError(f"{path}: the vault has no identity: make one with fedseal site init")
+        return vault
+
+
+class SiteFolder(_Folder):
+    """A site's folder."""
+
+    def __init__(self, folder: Path, table: SiteTable) -> None:
+        super().__init__(folder, table)
+        self.name = table.name
+        self.policy = table.policy
+        self.data = {name: folder / path for name, path in table.data.items()}
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read ``site.toml``.
+
+        Raises:
+            SettingsError: naming the file and the field.
+        """
+        return cls(folder, _read(SiteTable, folder / SITE_FILE))
+
+    def check_identity(self, identity: Identity, consortium: Consortium) -> None:
+        """See that the consortium knows this site by this key.
+
+        Raises:
+            SettingsError: it knows another, or none.
+        """
+        if identity.name != self.name:
+            raise SettingsError(f"{self.folder}: the vault is of {identity.name}, site.toml of {self.name}: mend one")
+        if consortium.sites.get(self.name) != identity.public:
+            raise SettingsError(
+                f"{self.folder}: the consortium file does not hold {self.name} with this vault's key "
+                f"{identity.public}: ask for the current file, or have this key entered"
+            )
+
+
+class CoordinatorFolder(_Folder):
+    """The coordinator's folder."""
+
+    def __init__(self, folder: Path, table: CoordinatorTable) -> None:
+        super().__init__(folder, table)
+        self.runs = folder / table.runs
+        self.tasks = tuple(table.tasks)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read ``coordinator.toml``.
+
+        Raises:
+            SettingsError: naming the file and the field.
+        """
+        return cls(folder, _read(CoordinatorTable, folder / COORDINATOR_FILE))
+
+    def check_identity(self, identity: Identity, consortium: Consortium) -> None:
+        """See that the consortium knows the coordinator by this key.
+
+        Raises:
+            SettingsError: it knows another.
+        """
+        if identity.name != COORDINATOR or consortium.coordinator != identity.public:
+            raise SettingsError(
+                f"{self.folder}: the consortium file has another key for the coordinator than this vault's "
+                f"{identity.public}: mend the file, at every site"
+            )
+
+
+def _read(cls: type[Fields], path: Path) -> Fields:
+    try:
+        return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise SettingsError(f"{path}: cannot be read ({error.strerror}): name the folder that init has made") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: is not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(f"{path}: {field}: {first['msg']}") from None
