@@ -1,0 +1,19 @@
+"""Tiny tasks for sites as processes: any site's name will do, and one takes its time."""
+
+import time
+from pathlib import Path
+
+from ml_tasks.task import SiteData
+from tests.flows.tasks import Tiny as _Tiny
+
+
+class Tiny(_Tiny):
+    """Two features, a few examples; a task of tests.flows under the name that the sites here allow."""
+
+
+class Slow(_Tiny):
+    """Takes three seconds to load its data, so that a test can act in the meantime."""
+
+    def load(self, folder: Path | None, site: str) -> SiteData:
+        time.sleep(3)
+        return super().load(folder, site)
