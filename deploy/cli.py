@@ -19,7 +19,6 @@ for name, value in {
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors reach the terminal as one line of ours
     # A new database was seen to take 25 s; Prefect gives up after 20.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-    "PREFECT_WORKER_QUERY_SECONDS": "6",
 }.items():
     os.environ.setdefault(name, value)
 

@@ -3,13 +3,14 @@
 The training is named after its plan and its flow run, so that a retry of the run finds the checkpoint and goes on.
 """
 
+import logging
 import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import flow
+from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
@@ -26,11 +27,13 @@ from flows.federated_training import run_training
 from flows.model import GlobalModel
 from flows.plan import Plan, PlanError, make_plan
 from flows.remote import RemoteSites
-from flows.report import Report
+from flows.report import Report, RoundRecord
 from flows.session import Session, opened
 from flows.settings import TRAINING, CoordinatorFolder, SettingsError
 from protocols.errors import ProtocolError
 from protocols.files import write_whole
+
+SHOWN = ("loss", "accuracy", "auroc", "auprc")
 
 _live: list[tuple[Session, Path]] = []
 
@@ -69,7 +72,20 @@ def results(report: Report) -> str:
     return "\n".join([f"Plan `{report.plan_digest}`", "", *head, *rows])
 
 
-SHOWN = ("loss", "accuracy", "auroc", "auprc")
+def tell(record: RoundRecord) -> None:
+    """Log a finished sum, for those who watch the run in the UI."""
+    figures = ", ".join(f"{name} {record.metrics[name]:.4f}" for name in SHOWN if name in record.metrics)
+    without = "".join(f"; without {site}: {why}" for site, why in sorted(record.dropped.items()))
+    get_run_logger().info(
+        "%s %d.%d over %d sites in %.1f s: %s%s",
+        record.purpose,
+        record.round,
+        record.attempt,
+        len(record.survivors),
+        record.total_s,
+        figures or "done",
+        without,
+    )
 
 
 def main(folder: Path, run_id: UUID) -> None:
@@ -85,6 +101,7 @@ def main(folder: Path, run_id: UUID) -> None:
             return
         client.update_flow_run(run_id, name=live.training)
         _live[:] = [(live, place)]
+        logging.getLogger("prefect.flow_runs").setLevel(logging.INFO)
         with closing(live.checkpoint), closing(live.sites), handle_engine_signals(run_id):
             run_flow(scheduled_training, flow_run=run, parameters={"plan": plan}, return_type="state")
 
@@ -115,7 +132,7 @@ def prepare(settings: CoordinatorFolder, plan: Plan, client: SyncPrefectClient, 
         checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, GlobalModel(vector))
     exchange = settings.open_exchange()
     sites = RemoteSites(client, training, run_id, consortium, exchange)
-    return Session(training, plan, task, identity, consortium, exchange, sites, checkpoint), folder
+    return Session(training, plan, task, identity, consortium, exchange, sites, checkpoint, tell), folder
 
 
 if __name__ == "__main__":

@@ -64,13 +64,14 @@ def serve(
         coordinator.open_exchange()
     os.environ.update(coordinator.prefect.environment)
     from prefect.utilities.callables import parameter_schema
+    from pydantic import Field
 
     from deploy.run import EXAMPLE
     from deploy.worker import CoordinatorWorker, register, serve, serve_alone
     from flows.plan import Plan, PlanError, read_plan
     from flows.settings import COORDINATOR_POOL, TRAINING, TRAINING_DEPLOYMENT
 
-    def form(plan: Plan) -> None:
+    def form(plan: Annotated[Plan, Field(title="Plan")]) -> None:
         """The form of the deployment: one plan."""
 
     try:

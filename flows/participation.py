@@ -34,9 +34,11 @@ from protocols.errors import BadMessage
 from protocols.messages import COORDINATOR, Envelope
 from protocols.vault import Decision
 
-BUSY_S, IDLE_S, GROWTH = 0.05, 2.0, 1.25
+BUSY_S, IDLE_S, GROWTH = 0.05, 2.0, 1.5
 """Seconds between two looks into the mailbox: right after a message, at the most, and how they grow."""
-STATE_S, IDLE_STATE_S = 1.0, 10.0
+TIDY_S = 0.25
+"""A pause as long as this is used to delete what was answered: in the middle of a round every call counts."""
+STATE_S, IDLE_STATE_S = 2.0, 10.0
 """Seconds for which the state of the runs is believed, while there are requests and while there are none."""
 LONGEST_PAUSE_S = 30.0
 MOST_AT_ONCE = 8
@@ -67,6 +69,7 @@ class Seat:
     lease_s: float
     worker: int
     taken: dict[str, Envelope] = field(default_factory=dict)
+    answered: set[str] = field(default_factory=set)
     asked: float = field(default_factory=time.monotonic)
     finished: bool = False
     _parcels: list[str] = field(default_factory=list)
@@ -84,7 +87,7 @@ class Seat:
     def take(self) -> list[str]:
         """Take new requests out of the mailbox; gives their keys. What is no request is deleted."""
         box, new = Mailbox(self.client, self.run), []
-        for key, text in box.take("ask-", self.taken).items():
+        for key, text in box.take("ask-", {*self.taken, *self.answered}).items():
             if len(self.taken) >= MOST_AT_ONCE:
                 break
             try:
@@ -96,7 +99,7 @@ class Seat:
         return new
 
     def handle(self, key: str) -> None:
-        """Answer a request: the vault journals, then the answer is posted, then the request is deleted.
+        """Answer a request: the vault journals, then the answer is posted; ``tidy`` deletes the request.
 
         Raises:
             MailboxError: the server does not answer; the request is still there and will be taken again.
@@ -108,10 +111,22 @@ class Seat:
         text, parcel = pack(messages, self.exchange, self.name)
         self._parcels += [parcel] if parcel else []
         Mailbox(self.client, self.training_run).put(answer_key(self.name, key), text)
-        Mailbox(self.client, self.run).delete(key)
-        if messages[0].kind != "refusal":
+        self.answered.add(key)
+        if messages[0].kind == "refusal":
+            self.tidy()  # it may be asked again soon
+        else:
             self.asked = time.monotonic()
             self.finished |= request.kind == "ask/finish"
+
+    def tidy(self) -> None:
+        """Delete the requests that were answered.
+
+        Raises:
+            MailboxError: the server does not answer.
+        """
+        for key in tuple(self.answered):
+            Mailbox(self.client, self.run).delete(key)
+            self.answered.discard(key)
 
     def clear(self) -> None:
         """Delete the long messages that were put on the exchange."""
@@ -202,6 +217,8 @@ def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State
             if time.monotonic() - looked > (STATE_S if new or running else IDLE_STATE_S):
                 states, looked = seat.states(), time.monotonic()
             pause_s = BUSY_S if new else min(pause_s * GROWTH, IDLE_S)
+            if pause_s > TIDY_S:
+                seat.tidy()
         except MailboxError as error:
             pause_s = min(max(pause_s, 1.0) * 2, LONGEST_PAUSE_S)
             seat.log.warning("%s; looking again in %.0f s", error.reason, pause_s)
@@ -212,6 +229,7 @@ def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State
     for future in running.values():
         future.wait()
     with suppress(OSError):
+        seat.tidy()
         seat.clear()
     return ended
 

@@ -25,11 +25,11 @@ class _Part(BaseModel):
 class LocalSteps(_Part):
     """What a site does with the global model in a round: plain SGD."""
 
-    steps: int = Field(default=10, ge=1, description="SGD steps a site takes in each round.")
+    steps: int = Field(default=10, ge=1, title="Steps a round", description="SGD steps a site takes in each round.")
     batch_size: int = Field(default=32, ge=1, description="Examples in a step; a site with fewer uses all.")
     learning_rate: float = Field(default=0.1, gt=0, description="Learning rate of SGD.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum; it starts at zero in each round.")
-    weight_decay: float = Field(default=0.0, ge=0, description="L2 penalty.")
+    weight_decay: float = Field(default=0.0, ge=0, title="Weight decay", description="L2 penalty.")
 
 
 class UpdateRing(_Part):
@@ -37,7 +37,12 @@ class UpdateRing(_Part):
 
     bits: Literal[16, 32, 64] = Field(default=32, description="Bits a parameter takes on the wire.")
     scale: float = Field(default=2.0**20, gt=0, description="Grid steps per unit.")
-    max_abs: float = Field(default=8.0, gt=0, description="Sites clamp each parameter's update to this magnitude.")
+    max_abs: float = Field(
+        default=8.0,
+        gt=0,
+        title="Largest magnitude",
+        description="Sites clamp each parameter's update to this magnitude.",
+    )
 
 
 class Protection(_Part):
@@ -48,30 +53,60 @@ class Protection(_Part):
     )
     allow_insecure: bool = Field(default=False, description="Must be true for the plain protocol.")
     threshold: int = Field(
-        default=0, ge=0, description="Sites needed for a sum; 0 takes the smallest that the rules allow."
+        default=0,
+        ge=0,
+        title="Threshold",
+        description="Sites needed for a sum; 0 takes the smallest that the rules allow.",
     )
-    colluding: int = Field(default=1, ge=1, description="Sites assumed to collude with the coordinator.")
-    max_examples: int = Field(default=10_000, ge=1, description="Public bound on a site's number of examples.")
-    update: UpdateRing = Field(default_factory=UpdateRing, description="The ring of the model update.")
+    colluding: int = Field(
+        default=1, ge=1, title="Colluding sites", description="Sites assumed to collude with the coordinator."
+    )
+    max_examples: int = Field(
+        default=10_000,
+        ge=1,
+        title="Most examples at a site",
+        description="Public bound on a site's number of examples.",
+    )
+    update: UpdateRing = Field(
+        default_factory=UpdateRing, title="Ring of the update", description="The ring of the model update."
+    )
 
 
 class Stopping(_Part):
     """When to stop before the last round, and which model to keep: by the monitored examples, never the test's."""
 
-    patience: int = Field(default=0, ge=0, description="Rounds without improvement before stopping; 0: never.")
+    patience: int = Field(
+        default=0, ge=0, title="Patience (rounds)", description="Rounds without improvement before stopping; 0: never."
+    )
     metric: Literal["loss", "accuracy", "auroc", "auprc"] = Field(
         default="loss", description="The metric that must improve."
     )
-    keep: Literal["last", "best"] = Field(default="last", description="Which model the training ends with.")
+    keep: Literal["last", "best"] = Field(
+        default="last", title="Model to keep", description="Which model the training ends with."
+    )
 
 
 class Deadlines(_Part):
     """How long the coordinator waits, in seconds."""
 
-    join_s: float = Field(default=300.0, gt=0, description="For the sites to join before the first round.")
-    train_s: float = Field(default=600.0, gt=0, description="For a site's local training or evaluation.")
-    step_s: float = Field(default=60.0, gt=0, description="For a protocol step.")
-    finish_s: float = Field(default=300.0, gt=0, description="For finishing a round whose survivor set is confirmed.")
+    join_s: float = Field(
+        default=300.0, gt=0, title="Time to join (seconds)", description="For the sites to join before the first round."
+    )
+    train_s: float = Field(
+        default=600.0,
+        gt=0,
+        title="Time for local work (seconds)",
+        description="For a site's local training or evaluation.",
+    )
+    step_s: float = Field(
+        default=60.0, gt=0, title="Time for a protocol step (seconds)", description="For a protocol step."
+    )
+    finish_s: float = Field(
+        default=300.0,
+        gt=0,
+        title="Time to finish a confirmed round (seconds)",
+        description="For finishing a round whose survivor set is confirmed.",
+    )
 
 
 class Plan(_Part):
@@ -82,15 +117,26 @@ class Plan(_Part):
     data: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$", description="Name of the data set, mapped by each site.")]
     sites: tuple[SiteName, ...] = Field(min_length=3, description="The sites to invite, by name.")
     min_sites: int = Field(
-        default=0, ge=0, description="Sites that must have joined before the first round; 0: all of them."
+        default=0,
+        ge=0,
+        title="Fewest sites",
+        description="Sites that must have joined before the first round; 0: all of them.",
     )
-    rounds: int = Field(ge=1, le=100_000, description="Rounds of training.")
+    rounds: int = Field(ge=1, le=100_000, title="Rounds", description="Rounds of training.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Makes training reproducible; protects nothing.")
     strategy: Literal["fedavg"] = Field(default="fedavg", description="How updates become the next model.")
-    max_attempts: int = Field(default=3, ge=1, le=100, description="Attempts at a round before the training fails.")
-    local: LocalSteps = Field(default_factory=LocalSteps, description="Local training.")
+    max_attempts: int = Field(
+        default=3,
+        ge=1,
+        le=100,
+        title="Attempts at a round",
+        description="Attempts at a round before the training fails.",
+    )
+    local: LocalSteps = Field(default_factory=LocalSteps, title="Local training", description="Local training.")
     protection: Protection = Field(default_factory=Protection, description="Secure aggregation.")
-    stopping: Stopping = Field(default_factory=Stopping, description="Early stopping and the model to keep.")
+    stopping: Stopping = Field(
+        default_factory=Stopping, title="Stopping", description="Early stopping and the model to keep."
+    )
     deadlines: Deadlines = Field(default_factory=Deadlines, description="Waiting times.")
 
     @model_validator(mode="before")

@@ -29,7 +29,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from flows.collect import Absent, Cancelled
 from flows.exchange import Exchange
 from flows.mailbox import Mailbox, MailboxError, answer_key, pack, request_key, unpack
-from flows.participation import BUSY_S, ENDED, GROWTH, IDLE_S, LONGEST_PAUSE_S, run_states
+from flows.participation import BUSY_S, ENDED, GROWTH, IDLE_S, LONGEST_PAUSE_S, TIDY_S, run_states
 from flows.settings import PARTICIPATE, pool_of
 from flows.site import Answer
 from protocols.errors import BadMessage
@@ -80,6 +80,7 @@ class RemoteSites:
         self._store = exchange
         self._links = {site: Link() for site in consortium.sites}
         self._ended: dict[UUID, StateType] = {}
+        self._read: set[str] = set()
         self._waiting: dict[str, tuple[str, queue.SimpleQueue[Answer]]] = {}
         self._wake, self._closing, self._cancelled = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -90,6 +91,8 @@ class RemoteSites:
         self._closing.set()
         self._wake.set()
         self._thread.join()
+        with suppress(MailboxError):
+            self._tidy()
 
     def ask(self, site: str, request: Envelope, deadline_s: float) -> Answer | Absent:
         """Ask a site, or say why it cannot be asked or has not answered.
@@ -190,6 +193,9 @@ class RemoteSites:
         box, (text, parcel) = Mailbox(self._client, run), pack((request,), self._store, COORDINATOR)
         self._waiting[expected] = (site, answers)
         try:
+            if expected in self._read:  # asked before: that answer is not the one to this
+                Mailbox(self._client, self._run).delete(expected)
+                self._read.discard(expected)
             box.put(key, text)
             self._wake.set()
             while (left := deadline - time.monotonic()) > 0 and not self._closing.is_set():
@@ -212,13 +218,15 @@ class RemoteSites:
         pause_s, looked = BUSY_S, 0.0
         while not self._closing.is_set():
             try:
-                found = Mailbox(self._client, self._run).take("answer-") if self._waiting else {}
+                found = Mailbox(self._client, self._run).take("answer-", self._read) if self._waiting else {}
                 for key, text in found.items():
                     self._deliver(key, text)
                 if time.monotonic() - looked > LOOK_S:
                     self._look_at_runs()
                     looked = time.monotonic()
                 pause_s = BUSY_S if found or self._wake.is_set() else min(pause_s * GROWTH, IDLE_S)
+                if pause_s > TIDY_S:
+                    self._tidy()
             except MailboxError as error:
                 pause_s = min(max(pause_s, 1.0) * 2, LONGEST_PAUSE_S)
                 log.warning("%s; looking again in %.0f s", error.reason, pause_s)
@@ -226,14 +234,19 @@ class RemoteSites:
             self._wake.wait(pause_s)
 
     def _deliver(self, key: str, text: str) -> None:
-        """Hand an answer to who waits for it, if its site has signed it; delete it in any case."""
+        """Hand an answer to who waits for it, if its site has signed it; ``_tidy`` deletes it in any case."""
         site, answers = self._waiting.get(key, ("", None))
         if answers is not None:
             try:
                 answers.put(self._signed(site, unpack(text, self._store, site)))
             except BadMessage as bad:
                 log.warning("threw away an answer: %s", bad)
-        Mailbox(self._client, self._run).delete(key)
+        self._read.add(key)
+
+    def _tidy(self) -> None:
+        for key in tuple(self._read):
+            Mailbox(self._client, self._run).delete(key)
+            self._read.discard(key)
 
     def _signed(self, site: str, messages: Answer) -> Answer:
         try:
