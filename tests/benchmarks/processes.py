@@ -2,7 +2,7 @@
 
 One Prefect server, N site workers with their participations and a coordinator, all on this machine. The figure is the
 wall time of a round's sub-flow run less its slowest ``train[s]``, as Prefect's API gives both: the median over the
-rounds after the first. ``--database`` names PostgreSQL for the server; without it, the server uses SQLite.
+rounds after the first.
 """
 
 import argparse
@@ -11,11 +11,13 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 
 from prefect.client.schemas.objects import FlowRun, TaskRun
 
 from tests.processes.harness import Consortium, consortium, eventually
+from tests.processes.postgresql import postgresql
 
 
 def seconds(run: FlowRun | TaskRun) -> float:
@@ -64,15 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--database", help="connection URL of the Prefect server's database; default: SQLite")
+    parser.add_argument("--server", choices=["sqlite", "postgresql"], default="sqlite", help="its database")
     parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     options = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        consortium(Path(folder), options.sites, database=options.database) as running,
-    ):
-        found = measure(running, options.rounds)
-    found["server"] = "postgresql" if "postgresql" in (options.database or "") else "sqlite"
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        database = stack.enter_context(postgresql()) if options.server == "postgresql" else None
+        found = measure(stack.enter_context(consortium(folder, options.sites, database=database)), options.rounds)
+    found["server"] = options.server
     found["sites"] = options.sites
     print(json.dumps(found) if options.json else json.dumps(found, indent=2))
 
