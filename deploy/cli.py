@@ -25,10 +25,10 @@ for name, value in {
 from deploy import coordinator, site  # noqa: E402 - after the settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-
-
+consortium_app = typer.Typer(no_args_is_help=True, help="The file that says who is who.")
 app.add_typer(site.app, name="site")
 app.add_typer(coordinator.app, name="coordinator")
+app.add_typer(consortium_app, name="consortium")
 
 
 @app.callback()
@@ -104,6 +104,40 @@ def up(
     home = Path(os.environ.get("FEDSEAL_HOME", Path.home() / ".fedseal"))
     with site.one_line():
         up(folder or home / "up", sites, port)
+
+
+@app.command()
+def verify(
+    receipt: Annotated[Path, typer.Argument(help="The receipt.json that a training has left.")],
+    consortium: Annotated[Path, typer.Option(help="The consortium file that you were given out of band.")],
+    model: Annotated[Path | None, typer.Option(help="Also check that this is the training's model.")] = None,
+) -> None:
+    """Check who took part in a training, under which plan; offline. Exit code 1 where the receipt does not verify."""
+    from deploy import verify as checks
+    from protocols.consortium import ConsortiumError
+    from protocols.receipt import ReceiptError
+
+    try:
+        lines = checks.verify(receipt, consortium, model)
+    except (checks.Unreadable, ConsortiumError, ReceiptError) as error:
+        print(f"fedseal: {error}", file=sys.stderr)
+        raise typer.Exit(1 if isinstance(error, ReceiptError) else 2) from None
+    print("\n".join(lines))
+
+
+@consortium_app.command("check")
+def check_consortium(file: Annotated[Path, typer.Argument(help="A consortium file.")]) -> None:
+    """Check a consortium file, and print fingerprints to compare with the others' over another way."""
+    from protocols.consortium import ConsortiumError, fingerprint, read_consortium
+
+    try:
+        consortium = read_consortium(file)
+    except ConsortiumError as error:
+        print(f"fedseal: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    parties = {f"site {name}": key for name, key in sorted(consortium.sites.items())}
+    for party, key in {"coordinator": consortium.coordinator, **parties}.items():
+        print(f"{party:<37} {fingerprint(key)}")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import Cancelled as CancelledState
 from prefect.states import Completed, Failed
 
-from deploy.run import Failure, check_plan, save_model, write_report
+from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
 from deploy.show import plot_metrics
 from flows.checkpoint import Checkpoint, CheckpointError
 from flows.collect import Cancelled
@@ -53,6 +53,7 @@ def scheduled_training(plan: Plan) -> State[Any]:
     except (ProtocolError, CheckpointError) as error:
         return Failed(message=f"{error}")
     save_model(folder / report.model, live.task, live.checkpoint.model)
+    write_receipt(folder / report.receipt, live)
     write_report(folder, report, {}, None)
     plot_metrics(folder / "metrics.png", report)
     create_markdown_artifact(results(report), key="training", description=f"What {live.training} has come to")

@@ -31,13 +31,15 @@ from flows.policy import load_task
 from flows.report import Report
 from flows.session import Session, opened
 from flows.tables import tables_of
-from ml_tasks.averaging import load_vector
+from ml_tasks.averaging import load_vector, vector_parts
 from ml_tasks.baselines import baseline, pool
 from ml_tasks.task import Task
 from ml_tasks.training import LocalTraining, initial_vector
+from protocols.consortium import write_consortium
 from protocols.encoding import check_headroom
 from protocols.errors import BadInput, BelowThreshold, ProtocolError, Refused, RingTooSmall
 from protocols.files import write_whole
+from protocols.receipt import Tensor, sign_receipt
 
 EXAMPLE = Path(__file__).parent / "plans" / "breast_cancer.toml"
 FAILED, REFUSED = 1, 2
@@ -171,6 +173,7 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
         except ProtocolError as error:
             raise Failure(f"{error}: this training cannot go on", FAILED) from None
     save_model(folder / report.model, task, checkpoint.model)
+    write_receipt(folder / report.receipt, live)
     shutil.rmtree(folder / "exchange", ignore_errors=True)
     write_report(folder, report, {}, options.json)
     compared = compare(plan, task, options.data) if options.baselines else {}
@@ -246,6 +249,23 @@ def save_model(path: Path, task: Task, model: GlobalModel) -> None:
         tensors["standardisation.mean"] = torch.from_numpy(model.standardisation.mean)
         tensors["standardisation.scale"] = torch.from_numpy(model.standardisation.scale)
     write_whole(path, save(tensors))
+
+
+def write_receipt(path: Path, live: Session) -> None:
+    """Sign a finished training's receipt and write it, with the consortium file that it is checked with (SPEC 11).
+
+    Raises:
+        Failure: if the checkpoint has lost an entry.
+    """
+    sites = {site: live.consortium.sites[site] for site in live.plan.sites}
+    tensors = [Tensor(name, shape) for name, shape in vector_parts(live.task.model())]
+    try:
+        entries = live.checkpoint.entries()
+    except CheckpointError as error:
+        raise Failure(str(error), FAILED) from None
+    receipt = sign_receipt(live.identity, live.training, live.plan.to_json(), sites, entries, tensors)
+    write_consortium(path.with_name("consortium.toml"), live.consortium)
+    write_whole(path, receipt.to_json().encode())
 
 
 def write_report(folder: Path, report: Report, compared: dict[str, Any], json_path: Path | None) -> None:

@@ -75,7 +75,7 @@ class Screen:
         self._out.print(table)
         for line in protection_lines(self._plan, report):
             self._out.print(line, soft_wrap=True)
-        self._out.print(f"Model, report and plot are in {self._folder}", soft_wrap=True)
+        self._out.print(f"Model, report, receipt and plot are in {self._folder}", soft_wrap=True)
 
     def _say(self, line: str) -> None:
         self._err.print(line, soft_wrap=True, markup=False)

@@ -1,9 +1,9 @@
 """What a training keeps on the coordinator's disk, so that it can be taken up again (SPEC 6.6).
 
-``progress.json`` holds the finished rounds and the attempt begun last; models lie beside it by the digest of their
-content; a round whose survivor set may have been confirmed is *held*: its messages and its sum are written before any
-site is asked to confirm. Every file is written whole, flushed, and then named, so that a process may be killed at any
-instant.
+``progress.json`` holds the finished rounds and the attempt begun last; models, and the receipt's entry for each sum
+that is finished, lie beside it by the digest of their content; a round whose survivor set may have been confirmed is
+*held*: its messages and its sum are written before any site is asked to confirm. Every file is written whole, flushed,
+and then named, so that a process may be killed at any instant.
 
 A killed training goes on after its last finished round. A round that was not held is tried again under a new attempt
 number; one that was held is finished under its own, for no site would start it again (SPEC 8, rule 3).
@@ -27,7 +27,8 @@ from flows.report import Report, RoundRecord
 from protocols.contexts import AttemptContext, Digest, Purpose
 from protocols.errors import BadMessage
 from protocols.files import write_whole
-from protocols.messages import Envelope
+from protocols.messages import Envelope, adapter
+from protocols.receipt import Entry, Evidence, add_entry
 from protocols.secagg_coordinator import Dealings, inboxes, open_roster
 
 Stored = TypeVar("Stored")
@@ -57,6 +58,7 @@ class Progress:
         round, attempt: the attempt begun last; attempt numbers never go back.
         monitored: the examples that the rounds' metrics are measured on.
         records: the finished sums.
+        receipt: digests of the files of the receipt's entries, one for each record.
         best: of the rounds so far.
         stopped: whether the training has stopped early.
     """
@@ -68,6 +70,7 @@ class Progress:
     attempt: int = 0
     monitored: str = ""
     records: tuple[RoundRecord, ...] = ()
+    receipt: tuple[Digest, ...] = ()
     best: Best | None = None
     stopped: bool = False
 
@@ -134,6 +137,8 @@ class Checkpoint:
         progress = _read(Progress, folder / "progress.json")
         if progress.plan != plan.digest:
             raise CheckpointError(f"{folder}: the checkpoint is of another plan: resume it with the plan that it has")
+        if len(progress.receipt) != len(progress.records):
+            raise CheckpointError(f"{folder}: the checkpoint is of another version of fedseal: go on with that one")
         return cls(folder, progress, _load(folder, progress.model, parameters, features), lock)
 
     def close(self) -> None:
@@ -191,9 +196,14 @@ class Checkpoint:
         """
         return np.frombuffer(_fetch(self.folder, held.total), np.uint8)
 
-    def commit(self, plan: Plan, record: RoundRecord, model: GlobalModel) -> None:
-        """Take over a finished sum and the model that it gives; what is no longer needed is deleted."""
+    def commit(self, plan: Plan, record: RoundRecord, model: GlobalModel, evidence: Evidence) -> None:
+        """Take over a finished sum, the model that it gives and its entry; what is no longer needed is deleted.
+
+        The entry is on disk before the progress that names it: a finished sum is never without one.
+        """
         progress, digest = self.progress, _keep(self.folder, model.to_bytes())
+        entry = add_entry(self._entry(progress.receipt[-1]) if progress.receipt else None, evidence, digest)
+        receipt = (*progress.receipt, _keep(self.folder, adapter(Entry).dump_json(entry)))
         best, stopped = progress.best, progress.stopped
         if record.purpose == "training":
             best = _better(plan, best, record, progress.model)
@@ -202,12 +212,20 @@ class Checkpoint:
             converged = digest == progress.model  # no site makes another sum from the same model (SPEC 8, rule 3)
             stopped = (tired or converged) and record.round < plan.rounds
         records = (*progress.records, record)
-        self._write(replace(progress, model=digest, records=records, best=best, stopped=stopped))
+        self._write(replace(progress, model=digest, records=records, receipt=receipt, best=best, stopped=stopped))
         self.model = model
-        keep = {"progress.json", "lock", digest, best.model if best else ""}
+        keep = {"progress.json", "lock", digest, best.model if best else "", *receipt}
         for path in self.folder.iterdir():
             if path.name not in keep:
                 path.unlink()
+
+    def entries(self) -> tuple[Entry, ...]:
+        """The receipt's entries so far.
+
+        Raises:
+            CheckpointError: if a file is missing or cut short.
+        """
+        return tuple(self._entry(digest) for digest in self.progress.receipt)
 
     def take_best(self) -> None:
         """Go back to the best model, for the final evaluation.
@@ -244,6 +262,12 @@ class Checkpoint:
             progress.best.round if progress.best else None,
             progress.stopped,
         )
+
+    def _entry(self, digest: str) -> Entry:
+        try:
+            return adapter(Entry).validate_json(_fetch(self.folder, digest))
+        except ValidationError:
+            raise CheckpointError(f"{self.folder}: the receipt is of another version of fedseal") from None
 
     def _write(self, progress: Progress) -> None:
         write_whole(self.folder / "progress.json", TypeAdapter(Progress).dump_json(progress, indent=1))

@@ -101,7 +101,7 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
         purpose,
         number,
         attempt,
-        outcome.survivors,
+        outcome.evidence.survivors,
         outcome.dropped,
         outcome.concluded.metrics,
         outcome.train_s,
@@ -110,7 +110,7 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
         outcome.faults,
         outcome.clamped,
     )
-    live.checkpoint.commit(plan, record, outcome.concluded.model)
+    live.checkpoint.commit(plan, record, outcome.concluded.model, outcome.evidence)
     live.observe(record)
 
 

@@ -61,7 +61,7 @@ class Report:
         statistics, rounds, final: the sums.
         best_round: the round that measured the best monitored metric, of its incoming model.
         stopped: whether it stopped early.
-        model: the model's file, relative to the run's folder.
+        model, receipt: the files, relative to the run's folder.
     """
 
     training: str
@@ -73,6 +73,7 @@ class Report:
     best_round: int | None
     stopped: bool
     model: str = "model.safetensors"
+    receipt: str = "receipt.json"
 
     @property
     def records(self) -> tuple[RoundRecord, ...]:
@@ -92,4 +93,5 @@ class Report:
             "stopped_early": self.stopped,
             "privacy": None,
             "model": self.model,
+            "receipt": self.receipt,
         }

@@ -45,6 +45,7 @@ from flows.steps import (
 from protocols.contexts import AttemptContext, Purpose
 from protocols.encoding import CLAMPED
 from protocols.errors import BelowThreshold
+from protocols.receipt import Evidence
 
 FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 15.0
 
@@ -53,10 +54,10 @@ Futures = Mapping[str, PrefectFuture[Asked]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What a round gives: the next model and the incoming one's metrics, and how it went."""
+    """What a round gives: the next model and the incoming one's metrics, what the sites signed, and how it went."""
 
     concluded: Concluded
-    survivors: tuple[str, ...]
+    evidence: Evidence
     dropped: Mapping[str, str]
     faults: tuple[str, ...]
     clamped: int
@@ -94,7 +95,9 @@ def secure_round(training: str, purpose: Purpose, round: int, attempt: int) -> O
     concluded = CONCLUDE[purpose].submit(training, total).result()
     roster = u3.dealings.roster
     sent = u3.sent + session(training).bytes_per_site(roster.context.digest, roster.round)
-    return outcome(concluded, total.result(), u3.sites, u3.absent, u3.train_s, sent)
+    confirmations = tuple(quorum.result().confirmations.values())
+    evidence = Evidence(roster.context, roster.envelopes, u3.sites, confirmations, total.result().digest)
+    return outcome(concluded, total.result(), evidence, u3.absent, u3.train_s, sent)
 
 
 def until_masked(training: str, context: AttemptContext) -> PrefectFuture[Survivors]:
@@ -129,7 +132,8 @@ def plain_round(training: str, purpose: Purpose, round: int, attempt: int) -> Ou
     concluded = CONCLUDE[purpose].submit(training, quote(total), wait_for=[added]).result()
     train_s = max(submitted[site].result().worked_s for site in found.sites)
     sent = session(training).bytes_per_site(context.digest)
-    return outcome(concluded, total, found.sites, found.absent, train_s, sent)
+    evidence = Evidence(context, (), found.sites, tuple(found.present.values()), total.digest)
+    return outcome(concluded, total, evidence, found.absent, train_s, sent)
 
 
 PROTOCOLS = {"secagg": secure_round, "plain": plain_round}
@@ -178,7 +182,7 @@ def pauses() -> Iterator[float]:
 
 
 def outcome(
-    concluded: Concluded, total: Sum, survivors: tuple[str, ...], absent: Mapping[str, str], train_s: float, sent: int
+    concluded: Concluded, total: Sum, evidence: Evidence, absent: Mapping[str, str], train_s: float, sent: int
 ) -> Outcome:
     """Put together what a finished round tells of itself."""
-    return Outcome(concluded, survivors, absent, total.faults, int(total.values[CLAMPED][0]), train_s, sent)
+    return Outcome(concluded, evidence, absent, total.faults, int(total.values[CLAMPED][0]), train_s, sent)

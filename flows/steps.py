@@ -5,6 +5,7 @@ absence when it passes, named "No answer" in the UI. Tasks return fresh objects:
 identity of what they return. Nothing is cached or persisted, and no secret passes through: the coordinator has none.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -100,9 +101,10 @@ class Quorum:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sum:
-    """A decoded sum: float values by segment, and whom ``unmask`` blamed."""
+    """A decoded sum: float values by segment, SHA-256 of its bytes on the wire, and whom ``unmask`` blamed."""
 
     values: Mapping[str, NDArray[np.float64]]
+    digest: str
     faults: tuple[str, ...] = ()
 
 
@@ -243,7 +245,7 @@ def unmask(survivors: Survivors, reveals: Mapping[str, Asked]) -> Sum:
     recovered = coordinator.recover_masks(survivors.dealings, survivors.sites, found.present.values())
     total = survivors.total.copy()
     coordinator.unmask(total, context, recovered)
-    return Sum(decode(total, context.segments), tuple(str(fault) for fault in recovered.faults))
+    return decoded(total, context, tuple(str(fault) for fault in recovered.faults))
 
 
 @step("submit[{site}]")
@@ -253,18 +255,20 @@ def submit(training: str, site: str, context: AttemptContext, work: list[Asked])
 
 
 @step("add")
-def add_submitted(training: str, context: AttemptContext, submitted: Mapping[str, Asked]) -> tuple[Sum, Collected[str]]:
+def add_submitted(
+    training: str, context: AttemptContext, submitted: Mapping[str, Asked]
+) -> tuple[Sum, Collected[Envelope]]:
     """Add the unmasked vectors and decode the sum (SPEC 4.7)."""
     live = session(training)
     total = np.zeros(vector_bytes(context.segments), np.uint8)
 
-    def check(site: str, answer: tuple[Envelope, ...]) -> str:
+    def check(site: str, answer: tuple[Envelope, ...]) -> Envelope:
         said = plain.check_submitted(context, site, only_message(site, answer))
         add(total, fetch(live, site, context.digest, said), context.segments)
-        return site
+        return answer[0]
 
     found = gather("submit", submitted, check, context.threshold)
-    return Sum(decode(total, context.segments)), found
+    return decoded(total, context), found
 
 
 @step("standardise")
@@ -357,6 +361,11 @@ def only_message(site: str, answer: tuple[Envelope, ...]) -> Envelope:
     if len(answer) != 1 or answer[0].sender != site:
         raise BadMessage(site, "answer", "the answer is not one message of this site's")
     return answer[0]
+
+
+def decoded(total: NDArray[np.uint8], context: AttemptContext, faults: tuple[str, ...] = ()) -> Sum:
+    """Decode an unmasked sum, and keep the digest that the receipt names (SPEC 11.2)."""
+    return Sum(decode(total, context.segments), hashlib.sha256(total.data).hexdigest(), faults)
 
 
 def fetch(live: Session, site: str, context: str, said: MaskedVector) -> NDArray[np.uint8]:

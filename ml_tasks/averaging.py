@@ -42,6 +42,11 @@ def load_vector(model: nn.Module, vector: NDArray[np.float32]) -> None:
             entry.copy_(part.reshape(entry.shape))
 
 
+def vector_parts(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each entry that `to_vector` flattens, in its order: with them, others can cut the vector."""
+    return [(name, tuple(entry.shape)) for name, entry in model.state_dict().items() if entry.is_floating_point()]
+
+
 @dataclass(frozen=True, slots=True)
 class FedAvg:
     """Federated averaging: the mean of the updates, weighted by numbers of examples (McMahan et al. 2017)."""

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_tasks.task import Feature
+if TYPE_CHECKING:  # it imports torch, which whoever checks a receipt need not wait for
+    from ml_tasks.task import Feature
 
 MOMENTS = 3  # per feature: how many values are present, their sum, the sum of their squares
 VARIANCE_FLOOR = 1e-8  # in units of the half range of the bounds, squared: below it a feature counts as constant

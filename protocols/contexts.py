@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
@@ -18,7 +18,7 @@ from protocols.encoding import CLAMPED, Segment, check_headroom
 from protocols.errors import Refused
 from protocols.keys import framed
 
-SPEC_VERSION = "fedseal/1"
+SPEC_VERSION: Final = "fedseal/1"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 """SHA-256, or a 32-byte public key, as 64 lower-case hex digits."""

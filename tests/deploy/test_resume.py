@@ -14,6 +14,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from deploy.run import EXAMPLE
+from tests.deploy.command import fedseal
 
 SECONDS_AT_MOST = 240
 
@@ -76,6 +77,16 @@ def test_a_run_that_is_killed_at_a_random_instant_resumes_to_the_same_model(tmp_
     assert [record["round"] for record in report["rounds"]] == list(range(1, 11))
     check_masks(folder)
     check_prefect(folder.name)
+    code, out, err = fedseal(
+        "verify",
+        folder / report["receipt"],
+        "--consortium",
+        folder / "consortium.toml",
+        "--model",
+        folder / report["model"],
+    )
+    assert code == 0, err
+    assert "training[10." in out
 
 
 def check_masks(folder: Path) -> None:

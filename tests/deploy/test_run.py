@@ -44,10 +44,12 @@ def test_the_embedded_example_runs_and_leaves_model_report_and_plot(home: Path, 
     (folder,) = (home / "runs").iterdir()
     assert {path.name for path in folder.iterdir()} == {
         "checkpoint",
+        "consortium.toml",
         "coordinator",
         "metrics.png",
         "model.safetensors",
         "plan.json",
+        "receipt.json",
         "report.json",
         "sites",
     }
@@ -68,6 +70,10 @@ def test_the_embedded_example_runs_and_leaves_model_report_and_plot(home: Path, 
         assert word in out
     assert "four hospitals are simulated" in err
     check_model(folder / report["model"], report["final"]["metrics"])
+    options = ("--consortium", folder / "consortium.toml", "--model", folder / report["model"])
+    code, out, _ = fedseal("verify", folder / report["receipt"], *options)
+    assert code == 0
+    assert "evaluation[3.1]: summed east, north, south, west" in out
 
 
 def check_model(path: Path, metrics: dict[str, float]) -> None:

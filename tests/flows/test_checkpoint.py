@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flows.checkpoint import Checkpoint, CheckpointError
+from flows.checkpoint import Checkpoint, CheckpointError, Progress
 from flows.collect import Unfinished
 from flows.federated_training import federated_training
 from flows.model import GlobalModel
 from flows.plan import Plan
 from flows.report import RoundRecord
 from flows.session import opened
+from protocols.contexts import AttemptContext
 from protocols.errors import BelowThreshold
+from protocols.receipt import Evidence, chain_start
 from tests.flows.consortium import always, at, plan_for, trial
 from tests.flows.tasks import SITES
 
@@ -164,12 +166,21 @@ def record_of(round_: int, loss: float) -> RoundRecord:
     return RoundRecord("training", round_, 1, SITES, {}, {"loss": loss}, 0.0, 0.0, 0)
 
 
+def commit(checkpoint: Checkpoint, plan: Plan, record: RoundRecord, model: GlobalModel) -> None:
+    """Commit a sum whose evidence nobody will check."""
+    digest = "0" * 64
+    context = AttemptContext(
+        record.purpose, "tiny", record.round, record.attempt, plan.digest, {}, 3, 1, checkpoint.progress.model, ()
+    )
+    checkpoint.commit(plan, record, model, Evidence(context, (), record.survivors, (), digest))
+
+
 def test_the_training_stops_when_the_metric_has_not_improved_and_keeps_the_best_model(tmp_path: Path) -> None:
     plan = plan_for(stopping={"patience": 2, "keep": "best"}, rounds=9)
     checkpoint = Checkpoint.create(tmp_path, "tiny", plan, GlobalModel(np.full(3, 1, np.float32)))
     for round_, loss in enumerate((0.9, 0.5, 0.6, 0.5), 1):
         assert not checkpoint.progress.stopped
-        checkpoint.commit(plan, record_of(round_, loss), GlobalModel(np.full(3, round_ + 1, np.float32)))
+        commit(checkpoint, plan, record_of(round_, loss), GlobalModel(np.full(3, round_ + 1, np.float32)))
     assert checkpoint.progress.stopped
     assert checkpoint.progress.best is not None
     assert (checkpoint.progress.best.round, checkpoint.progress.best.value) == (2, 0.5)
@@ -196,9 +207,9 @@ def test_patience_that_runs_out_in_the_last_round_is_no_early_stop(tmp_path: Pat
     plan = plan_for(stopping={"patience": 1}, rounds=2)
     checkpoint = Checkpoint.create(tmp_path, "tiny", plan, GlobalModel(np.full(3, 1, np.float32)))
     for round_, loss in enumerate((0.5, 0.5), 1):
-        checkpoint.commit(plan, record_of(round_, loss), GlobalModel(np.full(3, round_ + 1, np.float32)))
+        commit(checkpoint, plan, record_of(round_, loss), GlobalModel(np.full(3, round_ + 1, np.float32)))
     evaluation = replace(record_of(3, 0.9), purpose="evaluation")
-    checkpoint.commit(plan, evaluation, checkpoint.model)
+    commit(checkpoint, plan, evaluation, checkpoint.model)
     assert not checkpoint.report().stopped
     checkpoint.close()
 
@@ -216,10 +227,49 @@ def test_a_disk_that_is_full_leaves_model_and_records_as_they_were(
 
     monkeypatch.setattr("flows.checkpoint.write_whole", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.commit(plan, record_of(1, 0.5), GlobalModel(np.ones(3, np.float32)))
+        commit(checkpoint, plan, record_of(1, 0.5), GlobalModel(np.ones(3, np.float32)))
     assert checkpoint.model is before
-    assert checkpoint.progress.records == ()
+    assert checkpoint.progress.records == checkpoint.progress.receipt == ()
     checkpoint.close()
+
+
+def test_an_entry_of_the_receipt_is_on_disk_before_the_progress_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the two, the sum is finished again and has one entry all the same."""
+    plan = plan_for("Bare", rounds=1)
+    checkpoint = Checkpoint.create(tmp_path, "tiny", plan, GlobalModel(np.zeros(3, np.float32)))
+    write = Checkpoint._write
+    on_disk: list[int] = []
+
+    def killed(self: Checkpoint, progress: Progress) -> None:
+        on_disk.append(sum((tmp_path / digest).exists() for digest in progress.receipt))
+        if len(on_disk) == 1:
+            raise Cut
+        write(self, progress)
+
+    monkeypatch.setattr(Checkpoint, "_write", killed)
+    with pytest.raises(Cut):
+        commit(checkpoint, plan, record_of(1, 0.5), GlobalModel(np.ones(3, np.float32)))
+    checkpoint.close()
+    resumed = Checkpoint.resume(tmp_path, plan, parameters=3, features=0)
+    commit(resumed, plan, record_of(1, 0.5), GlobalModel(np.ones(3, np.float32)))
+    commit(resumed, plan, replace(record_of(2, 0.5), purpose="evaluation"), resumed.model)
+    first, second = resumed.entries()
+    assert on_disk == [1, 1, 2]
+    assert first.previous == chain_start("tiny", plan.digest)
+    assert second.previous == first.digest
+    assert first.model == second.context.model
+    resumed.close()
+
+
+def test_a_checkpoint_whose_sums_have_no_entries_is_refused(tmp_path: Path) -> None:
+    plan = plan_for("Bare")
+    checkpoint = Checkpoint.create(tmp_path, "tiny", plan, GlobalModel(np.zeros(3, np.float32)))
+    checkpoint._write(replace(checkpoint.progress, records=(record_of(1, 0.5),)))
+    checkpoint.close()
+    with pytest.raises(CheckpointError, match="of another version"):
+        Checkpoint.resume(tmp_path, plan, parameters=3, features=0)
 
 
 def test_a_model_that_stops_changing_ends_the_training_early_and_is_evaluated(tmp_path: Path) -> None:

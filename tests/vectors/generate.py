@@ -33,6 +33,7 @@ from protocols.messages import (
     Envelope,
     envelope,
 )
+from protocols.receipt import Evidence, Tensor, add_entry, sign_receipt
 from protocols.vault import EMPTY_LEDGER
 
 FOLDER = Path(__file__).parent / "own"
@@ -213,14 +214,30 @@ def round_vectors(label: str, sites: Sequence[str], dropped: Sequence[str], *, t
     }
 
 
+def receipt_vectors(finished: Mapping[str, Any]) -> dict[str, Any]:
+    """The round of three as the only entry of a receipt: too few for a training, enough for its bytes."""
+    context, coordinator, _ = _consortium("round of 3", ("ann", "bob", "cat"), threshold=3)
+    adverts, confirmations = (
+        tuple(Envelope(**one) for one in finished["envelopes"][kind]) for kind in ("advert", "confirmation")
+    )
+    total = hashlib.sha256(bytes.fromhex(finished["sum"])).hexdigest()
+    evidence = Evidence(context, adverts, ("ann", "bob", "cat"), confirmations, total)
+    entry, tensors = add_entry(None, evidence, sha256("next model")), (Tensor("weight", (2, 3)),)
+    plan = '{"name":"vectors"}'
+    receipt = sign_receipt(coordinator, context.training, plan, context.sites, (entry,), tensors)
+    return asdict(receipt) | {"signed_bytes": receipt.signed_bytes.hex()}
+
+
 def vectors() -> dict[str, str]:
     """Every file's text by name."""
+    round_of_3 = round_vectors("round of 3", ("ann", "bob", "cat"), (), threshold=3)
     contents = {
         "digests": digest_vectors(),
         "shamir": shamir_vectors(),
         "masks": mask_vectors(),
         "encoding": encoding_vectors(),
-        "round_of_3": round_vectors("round of 3", ("ann", "bob", "cat"), (), threshold=3),
+        "round_of_3": round_of_3,
+        "receipt": receipt_vectors(round_of_3),
         "round_of_4_one_dropped": round_vectors("round of 4", ("ann", "bob", "cat", "dan"), ("bob",), threshold=3),
     }
     return {f"{name}.json": json.dumps(content, indent=1) + "\n" for name, content in contents.items()}

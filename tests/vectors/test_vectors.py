@@ -152,3 +152,21 @@ def test_the_masked_vectors_of_a_round_are_those_that_the_sites_signed(name: str
         vector = bytes.fromhex(given["masked"][fields["sender"]])
         assert json.loads(fields["body"]) == {"vector": hashlib.sha256(vector).hexdigest(), "size": len(vector)}
     assert given["dropped"] == sorted(given["identity_secrets"].keys() - given["masked"].keys() - {COORDINATOR})
+
+
+def test_the_digests_and_the_signature_of_a_receipt_follow_from_the_formulas_of_the_spec() -> None:
+    given, finished = own("receipt"), own("round_of_3")
+    signed, signature = given.pop("signed_bytes"), given.pop("signature")
+    (entry,) = given["rounds"]
+    assert entry["adverts"] == finished["envelopes"]["advert"]
+    assert entry["confirmations"] == finished["envelopes"]["confirmation"]
+    assert entry["sum"] == hashlib.sha256(bytes.fromhex(finished["sum"])).hexdigest()
+    assert entry["previous"] == digest("receipt start", given["training"], entry["context"]["plan"])
+    fields = {name: value for name, value in entry.items() if name != "digest"}
+    assert entry["digest"] == digest("receipt entry", canonical(fields))
+    assert framed("fedseal/1", "receipt", canonical(given)).hex() == signed
+    verify(given["coordinator"], bytes.fromhex(signed), bytes.fromhex(signature))
+
+
+def canonical(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
