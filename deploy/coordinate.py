@@ -5,6 +5,7 @@ The training is named after its plan and its flow run, so that a retry of the ru
 
 import logging
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,12 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.engine import handle_engine_signals
 from prefect.flow_engine import run_flow
-from prefect.states import Cancelled as CancelledState
-from prefect.states import Completed, Failed
+from prefect.states import Cancelled, Completed, Failed
 
 from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
 from deploy.show import plot_metrics
+from deploy.worker import end_with_worker, patient_engine
 from flows.checkpoint import Checkpoint, CheckpointError
-from flows.collect import Cancelled
 from flows.federated_training import run_training
 from flows.model import GlobalModel
 from flows.plan import Plan, PlanError, make_plan
@@ -35,7 +35,7 @@ from protocols.files import write_whole
 
 SHOWN = ("loss", "accuracy", "auroc", "auprc")
 
-_live: list[tuple[Session, Path]] = []
+_live: list[tuple[Session, RemoteSites, Path]] = []
 
 
 @flow(name=TRAINING, persist_result=False)
@@ -44,13 +44,13 @@ def scheduled_training(plan: Plan) -> State[Any]:
 
     The rounds appear below as runs of their own; the graph of each is the protocol.
     """
-    ((live, folder),) = _live
+    ((live, sites, folder),) = _live
     try:
         with opened(live):
             report = run_training(live.training, plan)
-    except Cancelled:
-        return CancelledState(message="The training was cancelled.")
-    except (ProtocolError, CheckpointError) as error:
+    except (ProtocolError, CheckpointError, OSError) as error:
+        if sites.cancelled:
+            return Cancelled(message="The training was cancelled.")
         return Failed(message=f"{error}")
     save_model(folder / report.model, live.task, live.checkpoint.model)
     write_receipt(folder / report.receipt, live)
@@ -91,27 +91,30 @@ def tell(record: RoundRecord) -> None:
 
 def main(folder: Path, run_id: UUID) -> None:
     """Run a training, or take it up again, with the folder's key, exchange and consortium."""
+    end_with_worker()
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
         try:
             settings = CoordinatorFolder.read(folder)
-            plan = make_plan(dict(run.parameters.get("plan") or {}), source="plan")
-            live, place = prepare(settings, plan, client, run_id)
-        except (SettingsError, PlanError, Failure, CheckpointError) as error:
+            plan = make_plan(run.parameters.get("plan"), source="plan")
+            live, sites, place = prepare(settings, plan, client, run_id)
+        except (SettingsError, PlanError, Failure, CheckpointError, OSError) as error:
             client.set_flow_run_state(run_id, Failed(message=str(error)), force=True)
             return
         client.update_flow_run(run_id, name=live.training)
-        _live[:] = [(live, place)]
+        _live[:] = [(live, sites, place)]
         logging.getLogger("prefect.flow_runs").setLevel(logging.INFO)
-        with closing(live.checkpoint), closing(live.sites), handle_engine_signals(run_id):
+        with closing(live.checkpoint), closing(sites), patient_engine(), handle_engine_signals(run_id):
             run_flow(scheduled_training, flow_run=run, parameters={"plan": plan}, return_type="state")
 
 
-def prepare(settings: CoordinatorFolder, plan: Plan, client: SyncPrefectClient, run_id: UUID) -> tuple[Session, Path]:
+def prepare(
+    settings: CoordinatorFolder, plan: Plan, client: SyncPrefectClient, run_id: UUID
+) -> tuple[Session, RemoteSites, Path]:
     """Check plan, task, rings and keys, and open the training's session and folder.
 
     Raises:
-        SettingsError, PlanError, Failure, CheckpointError: one line each.
+        SettingsError, PlanError, Failure, CheckpointError, OSError: one line each.
     """
     if plan.task not in settings.tasks:
         raise PlanError(f"plan: task: {plan.task} is not on the coordinator's list: add it to coordinator.toml")
@@ -131,9 +134,10 @@ def prepare(settings: CoordinatorFolder, plan: Plan, client: SyncPrefectClient, 
         checkpoint = Checkpoint.resume(folder / "checkpoint", plan, parameters=vector.size, features=len(task.features))
     else:
         checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, GlobalModel(vector))
-    exchange = settings.open_exchange()
-    sites = RemoteSites(client, training, run_id, consortium, exchange)
-    return Session(training, plan, task, identity, consortium, exchange, sites, checkpoint, tell), folder
+    exchange, ending = settings.open_exchange(), threading.Event()
+    sites = RemoteSites(client, training, run_id, consortium, exchange, ending)
+    live = Session(training, plan, task, identity, consortium, exchange, sites, checkpoint, tell, ending)
+    return live, sites, folder
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from deploy.site import DEFAULT_TASKS, fail, found, one_line, wait_for_server
+from deploy.site import DEFAULT_TASKS, fail, found, once_there, one_line
 from flows.settings import COORDINATOR_FILE, CoordinatorFolder, SettingsError
 from protocols.messages import COORDINATOR
 
@@ -83,15 +83,19 @@ def serve(
             lock = serve_alone(folder)
         except OSError:
             raise SettingsError(f"{folder}: another fedseal coordinator serve is running for it") from None
-    wait_for_server(coordinator.prefect.url)
-    register(
-        COORDINATOR_POOL,
-        CoordinatorWorker.type,
-        TRAINING,
-        TRAINING_DEPLOYMENT,
-        "Train a model across sites that keep their data. Fill in the plan; every site decides whether it takes part.",
-        parameter_schema(form).model_dump_for_openapi(),
-        {"plan": begin.model_dump(mode="json")},
+    schema = parameter_schema(form).model_dump_for_openapi()
+    about = "Train a model across sites that keep their data. Fill in the plan; every site decides if it takes part."
+    once_there(
+        coordinator.prefect,
+        lambda: register(
+            COORDINATOR_POOL,
+            CoordinatorWorker.type,
+            TRAINING,
+            TRAINING_DEPLOYMENT,
+            about,
+            schema,
+            {"plan": begin.model_dump(mode="json")},
+        ),
     )
     print(f"the coordinator serves; its runs are in {coordinator.runs}", file=sys.stderr, flush=True)
     with lock:

@@ -1,6 +1,5 @@
 """The program of a participation: ``python -m deploy.participate FOLDER RUN``, started by the site's worker alone."""
 
-import os
 import sys
 from pathlib import Path
 from uuid import UUID
@@ -11,7 +10,7 @@ from prefect.engine import handle_engine_signals
 from prefect.flow_engine import run_flow
 from prefect.states import Failed
 
-from deploy.worker import Parameters, parameters_of
+from deploy.worker import Parameters, end_with_worker, parameters_of, patient_engine
 from flows.local import keep_log
 from flows.participation import Seat, participate, seated
 from flows.settings import SettingsError, SiteFolder
@@ -20,6 +19,7 @@ from flows.site import Site
 
 def main(folder: Path, run_id: UUID) -> None:
     """Take part in a training with the folder's vault, data and policy."""
+    end_with_worker()
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(run_id)
         asked = parameters_of(run)
@@ -30,7 +30,7 @@ def main(folder: Path, run_id: UUID) -> None:
         except SettingsError as error:
             client.set_flow_run_state(run_id, Failed(message=str(error)), force=True)
             return
-        with handle_engine_signals(run_id):
+        with patient_engine(), handle_engine_signals(run_id):
             run_flow(participate, flow_run=run, parameters=asked.model_dump(), return_type="state")
 
 
@@ -39,7 +39,7 @@ def _seat(folder: SiteFolder, client: SyncPrefectClient, run: FlowRun, asked: Pa
     folder.check_identity(vault.identity, consortium)
     keep_log(folder.name, folder.folder / "site.log")
     site = Site(vault, consortium, exchange, folder.data, folder.policy)
-    return Seat(site, asked.training, client, run.id, asked.training_run, exchange, folder.policy.lease_s, os.getppid())
+    return Seat(site, asked.training, client, run.id, asked.training_run, exchange, folder.policy.lease_s)
 
 
 if __name__ == "__main__":

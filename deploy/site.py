@@ -1,21 +1,24 @@
 """``fedseal site``: found a site, serve it, and decide what it takes part in (SPEC 6.8)."""
 
 import os
+import sqlite3
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.settings import SITE_FILE, SettingsError, SiteFolder
+from flows.pauses import pauses
+from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
 from protocols.consortium import fingerprint
 from protocols.keys import Identity
 from protocols.vault import Decision, Vault
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
 
     from deploy.worker import Refusal
 
@@ -60,11 +63,13 @@ def fail(line: object, code: int = 2) -> typer.Exit:
 
 @contextmanager
 def one_line() -> Iterator[None]:
-    """Turn what is wrong with a folder into one line and exit code 2."""
+    """Turn what is wrong with a folder into one line and exit code 2, a disk that fails into one and exit code 1."""
     try:
         yield
     except SettingsError as error:
         raise fail(error) from None
+    except (OSError, sqlite3.Error) as error:
+        raise fail(f"{error}: see to the folder's disk and its owner", 1) from None
 
 
 def found(folder: Path, file: str, text: str, name: str) -> str:
@@ -136,8 +141,8 @@ def serve(folder: Folder = HERE) -> None:
             raise SettingsError(f"{folder}: another fedseal site serve is running for it") from None
     pool, limit = pool_of(site.name), site.policy.max_trainings
     description = f"The part of {site.name} in a training. Cancel one to withdraw."
-    wait_for_server(site.prefect.url)
-    register(pool, SiteWorker.type, PARTICIPATE, site.name, description, Parameters.model_json_schema())
+    schema = Parameters.model_json_schema()
+    once_there(site.prefect, lambda: register(pool, SiteWorker.type, PARTICIPATE, site.name, description, schema))
     print(f"{site.name} serves; what it does is in {folder / 'site.log'}", file=sys.stderr, flush=True)
     with lock:
         serve(SiteWorker(folder, pool, site.name, refusal_of(vault), limit))
@@ -146,15 +151,17 @@ def serve(folder: Folder = HERE) -> None:
 def refusal_of(vault: Vault) -> "Refusal":
     """What a site's worker says no to before it starts anything."""
 
-    def refusal(run: "FlowRun") -> str | None:
-        from deploy.worker import parameters_of
+    from prefect.states import Cancelled, Failed
 
+    from deploy.worker import parameters_of
+
+    def refusal(run: "FlowRun") -> "State[None] | None":
         asked = parameters_of(run)
         if asked is None:
-            return "the parameters are not those of a participation"
+            return Failed(message="Refused: the parameters are not those of a participation.")
         decision = vault.decision(asked.training)
         if decision is not None and decision.decision == "revoked":
-            return "this site has withdrawn from this training"
+            return Cancelled(message="Refused: the site has withdrawn from this training.")
         return None
 
     return refusal
@@ -203,8 +210,9 @@ def approve(
         raise fail(f"{training}: no plan of this name waits here: see fedseal site status")
     if plan is not None and plan != known.plan:
         raise fail(f"{training}: the plan that waits is {known.plan}, another than the one that you name")
+    with one_line():
+        vault.decide(Decision(training, known.plan, known.text, "approved"))
     print(known.text)
-    vault.decide(Decision(training, known.plan, known.text, "approved"))
     print(f"approved: {training}, plan {known.plan}", file=sys.stderr)
 
 
@@ -215,26 +223,35 @@ def revoke(training: Annotated[str, typer.Argument(help="The training's name.")]
         vault = SiteFolder.read(folder).open_vault()
     known = vault.decision(training)
     digest, text = (known.plan, known.text) if known else (vault.trainings().get(training, ""), "")
-    vault.decide(Decision(training, digest, text, "revoked"))
+    with one_line():
+        vault.decide(Decision(training, digest, text, "revoked"))
     print(f"withdrawn: {training}", file=sys.stderr)
 
 
-def wait_for_server(url: str) -> None:
-    """Wait until the Prefect server answers, with growing pauses, and say so once."""
-    import time
+def once_there(server: PrefectServer, do: Callable[[], None]) -> None:
+    """Do something at the Prefect server, as soon as it answers; say once that it does not.
 
-    from prefect.client.orchestration import get_client
+    It is waited for with growing pauses: a site may well be started before the server, or while it is away.
+    """
+    import httpx
+    from prefect.exceptions import PrefectHTTPStatusError
 
-    pause_s, said = 1.0, False
-    while True:
-        with get_client(sync_client=True) as client:
-            if client.api_healthcheck() is None:
-                return
+    said = False
+    for pause_s in pauses(1.0, 30.0):
+        try:
+            return do()
+        except PrefectHTTPStatusError as error:
+            why = f"HTTP {error.response.status_code}"
+            if error.response.is_client_error:
+                raise fail(
+                    f"the Prefect server at {server.url} refuses ({why}): mend url or auth in [prefect]"
+                ) from None
+        except (httpx.HTTPError, RuntimeError) as error:
+            why = type(error).__name__
         if not said:
-            print(f"fedseal: the Prefect server at {url} does not answer: waiting for it", file=sys.stderr, flush=True)
-            said = True
+            print(f"fedseal: the Prefect server at {server.url} does not answer ({why}): waiting", file=sys.stderr)
+        said = True
         time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 30.0)
 
 
 def _quoted(text: str) -> str:

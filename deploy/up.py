@@ -155,7 +155,7 @@ def running(home: Home, server: subprocess.Popen[bytes], sites: tuple[str, ...] 
     finally:
         parties = [process for name, process in home.processes.items() if name != "server"]
         end(parties)
-        end([server])
+        end([home.processes["server"]])
 
 
 def free_port() -> int:

@@ -6,15 +6,20 @@ are checked; then the one program is started in a fresh process with the party's
 """
 
 import fcntl
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar, cast
 from uuid import UUID
 
 import anyio
+import httpx
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
@@ -25,19 +30,26 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkPool
+from prefect.context import SyncClientContext
 from prefect.exceptions import ObjectAlreadyExists
-from prefect.states import Cancelled, Crashed, Failed
+from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from protocols.contexts import TrainingName
 
 HEARTBEAT_S = 15
-GRACE_S = 10.0
-"""Seconds that a program has to end when its worker does."""
+LAST_WORD_S = 5.0
+"""Seconds that a worker that ends has to tell the server so."""
+ORPHAN_S = 1.0
+"""Seconds after which a program notices that its worker has ended."""
+CONNECT_TRIES = 8
+"""Tries to connect, with pauses of 0, 0.5, 1, 2 ... seconds between them."""
+ENDED = "The worker that ran it has ended."
 
-Refusal = Callable[[FlowRun], str | None]
-"""Says why a flow run must not be started, or ``None``."""
+Refusal = Callable[[FlowRun], State[None] | None]
+"""The state that says why a flow run must not be started, or ``None``."""
+Result = TypeVar("Result")
 
 
 class OwnProgram(BaseJobConfiguration):
@@ -67,6 +79,7 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
         super().__init__(pool, name=name, heartbeat_interval_seconds=HEARTBEAT_S, limit=limit)
         self._folder = folder
         self._refusal = refusal
+        self._away = False
 
     async def run(
         self,
@@ -74,10 +87,14 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
         configuration: OwnProgram,
         task_status: anyio.abc.TaskStatus[int] | None = None,
     ) -> BaseWorkerResult:
-        """Start this worker's program for a flow run, and wait for its end."""
-        if (reason := self._refusal(flow_run)) is not None:
-            self._logger.warning("refused flow run %s: %s", flow_run.id, reason)
-            await self.client.set_flow_run_state(flow_run.id, Failed(message=f"Refused: {reason}"), force=True)
+        """Start this worker's program for a flow run, and wait for its end.
+
+        A program that is still there when the worker ends is killed: it can be, at any instant, and its journal is for
+        that. The server is told, since nobody else would.
+        """
+        if (refusal := self._refusal(flow_run)) is not None:
+            self._logger.warning("refused flow run %s: %s", flow_run.id, refusal.message)
+            await self.client.set_flow_run_state(flow_run.id, refusal, force=True)
             if task_status is not None:
                 task_status.started(0)
             return BaseWorkerResult(identifier="refused", status_code=0)
@@ -90,10 +107,35 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
             task_status.started(process.pid)
         try:
             code = await process.wait()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await _end(process)
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(LAST_WORD_S, shield=True):
+                process.kill()
+                await process.wait()
+                await self.client.set_flow_run_state(flow_run.id, Crashed(message=ENDED), force=True)
+            raise
         return BaseWorkerResult(identifier=str(process.pid), status_code=code)
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """Look for runs; a server that is away is looked at again, for as long as it takes."""
+        return await self._unless_away(super().get_and_submit_flow_runs) or []
+
+    async def sync_with_backend(self) -> None:
+        """Say that this worker is there; see ``get_and_submit_flow_runs``."""
+        await self._unless_away(super().sync_with_backend)
+
+    async def _unless_away(self, do: Callable[[], Awaitable[Result]]) -> Result | None:
+        """Prefect's loops give up after some minutes and end the worker, and everything that it runs."""
+        try:
+            result = await do()
+            self._away = False
+            return result
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
+                raise
+            if not self._away:
+                print(f"fedseal: the Prefect server is away ({type(error).__name__}): waiting for it", file=sys.stderr)
+            self._away = True
+            return None
 
 
 class SiteWorker(_OwnWorker):
@@ -127,14 +169,25 @@ def parameters_of(run: FlowRun) -> Parameters | None:
         return None
 
 
-async def _end(process: anyio.abc.Process) -> None:
-    if process.returncode is None:
-        process.terminate()
-        with anyio.move_on_after(GRACE_S):
-            await process.wait()
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+def end_with_worker() -> None:
+    """Have this program end soon after its worker, however that ended."""
+    worker = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == worker:
+            time.sleep(ORPHAN_S)
+        os._exit(1)  # the next worker tells the server; threads that compute cannot be ended otherwise
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def patient_engine() -> Iterator[None]:
+    """Have Prefect's engine wait about a minute for a server that is being restarted, instead of failing the run."""
+    with SyncClientContext() as context:
+        transport = context.client._client._transport_for_url(context.client.api_url)
+        cast(httpx.HTTPTransport, transport)._pool._retries = CONNECT_TRIES
+        yield
 
 
 def serve(worker: _OwnWorker) -> None:
@@ -202,5 +255,5 @@ def _end_orphans(client: SyncPrefectClient, pool: str) -> None:
     )
     for run in orphans:
         cancelling = run.state is not None and run.state.type == StateType.CANCELLING
-        ended: State[None] = (Cancelled if cancelling else Crashed)(message="The worker that ran it was ended.")
+        ended: State[None] = (Cancelled if cancelling else Crashed)(message=ENDED)
         client.set_flow_run_state(run.id, ended, force=True)

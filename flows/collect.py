@@ -16,10 +16,6 @@ class Unfinished(ProtocolError):
     """A survivor set may be confirmed, but too few sites answer: the round can be finished later, never restarted."""
 
 
-class Cancelled(ProtocolError):
-    """The operator has cancelled the training."""
-
-
 Answer = TypeVar("Answer")
 Checked = TypeVar("Checked")
 

@@ -1,32 +1,52 @@
 """The exchange: where vectors too large for a message lie, by the digest of their content (SPEC 5.4).
 
 Objects are named ``<owner>/<sha256>`` behind fsspec: a folder on one machine, a bucket for real. Nobody trusts it: size
-and digest are checked on every read.
+and digest are checked on every read. It may be away for a moment: everything is tried again, after growing pauses.
 """
 
 import hashlib
-from typing import Any
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import fsspec
 
+from flows.pauses import pauses
 from protocols.errors import BadMessage
+
+PATIENCE_S = 30.0
+"""Seconds for which an exchange that is away is tried again."""
+
+Result = TypeVar("Result")
+
+log = logging.getLogger("fedseal.exchange")
+
+
+class ExchangeAway(OSError):
+    """The exchange cannot be reached, or not be written to; ``reason`` is one line without names or paths."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Exchange:
     """A store of objects at an fsspec URL, such as ``file:///path`` or ``s3://bucket/prefix``."""
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(self, url: str, *, patience_s: float = PATIENCE_S, **options: Any) -> None:
         self._files, self._root = fsspec.url_to_fs(url, **options)
+        self._patience_s = patience_s
 
     def put(self, owner: str, content: bytes | memoryview) -> str:
-        """Store ``content`` for ``owner``; returns its SHA-256. Storing the same again changes nothing."""
+        """Store ``content`` for ``owner``; returns its SHA-256. Storing the same again changes nothing.
+
+        Raises:
+            ExchangeAway: it cannot be written to.
+        """
         digest = hashlib.sha256(content).hexdigest()
-        path = self._path(owner, digest)
-        self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-        unfinished = f"{path}.unfinished"
-        with self._files.open(unfinished, "wb") as file:
-            file.write(content)
-        self._files.mv(unfinished, path)
+        self._patiently(lambda: self._write(self._path(owner, digest), content))
         return digest
 
     def get(self, owner: str, digest: str, *, size: int) -> bytes:
@@ -34,12 +54,17 @@ class Exchange:
 
         Raises:
             BadMessage: naming ``owner``: the object is missing, too large, or not what its name says.
+            ExchangeAway: it cannot be reached.
         """
-        try:
-            with self._files.open(self._path(owner, digest), "rb") as file:
-                content: bytes = file.read(size + 1)
-        except OSError:
-            raise BadMessage(owner, "exchange", "the object is missing from the exchange") from None
+
+        def read() -> bytes | None:
+            with suppress(FileNotFoundError), self._files.open(self._path(owner, digest), "rb") as file:
+                return bytes(file.read(size + 1))
+            return None
+
+        content = self._patiently(read)
+        if content is None:
+            raise BadMessage(owner, "exchange", "the object is missing from the exchange")
         if len(content) > size:
             raise BadMessage(owner, "exchange", "the object is larger than it may be")
         if hashlib.sha256(content).hexdigest() != digest:
@@ -47,10 +72,43 @@ class Exchange:
         return content
 
     def delete(self, owner: str, digest: str) -> None:
-        """Delete an object, if it is there."""
-        path = self._path(owner, digest)
-        if self._files.exists(path):
-            self._files.rm(path)
+        """Delete an object, if it is there.
+
+        Raises:
+            ExchangeAway: it cannot be reached.
+        """
+
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                self._files.rm(self._path(owner, digest))
+
+        self._patiently(remove)
+
+    def _write(self, path: str, content: bytes | memoryview) -> None:
+        self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        unfinished = f"{path}.unfinished"
+        try:
+            with self._files.open(unfinished, "wb") as file:
+                file.write(content)
+            self._files.mv(unfinished, path)
+        except Exception:
+            with suppress(Exception):  # what is half written is in nobody's way
+                self._files.rm(unfinished)
+            raise
+
+    def _patiently(self, do: Callable[[], Result]) -> Result:
+        """Do something with the files, and once more after growing pauses while that fails."""
+        deadline = time.monotonic() + self._patience_s
+        for pause_s in pauses():
+            try:
+                return do()
+            except Exception as error:  # each of fsspec's file systems raises what its library does
+                why = getattr(error, "strerror", None) or type(error).__name__
+                if time.monotonic() + pause_s > deadline:
+                    raise ExchangeAway(f"the exchange cannot be used ({why})") from None
+                log.warning("the exchange cannot be used (%s); trying again in %g s", why, pause_s)
+                time.sleep(pause_s)
+        raise AssertionError("pauses never end")
 
     def _path(self, owner: str, digest: str) -> str:
         return f"{self._root}/{owner}/{digest}"

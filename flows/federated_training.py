@@ -14,9 +14,10 @@ from prefect.futures import PrefectFuture
 
 from flows.collect import Absent
 from flows.messages import AskFinish, AskJoin, Joined, join_context
+from flows.pauses import pauses
 from flows.plan import Plan
 from flows.report import Report, RoundRecord
-from flows.secure_round import PROTOCOLS, Outcome, pauses
+from flows.secure_round import PROTOCOLS, Outcome
 from flows.session import session
 from flows.steps import Asked, gather, named, only_message, step
 from protocols.contexts import Purpose
@@ -94,7 +95,7 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
             outcome: Outcome = run_round(training, plan.protection.protocol, purpose, number, attempt)
             break
         except BelowThreshold:
-            if attempt == last:
+            if attempt == last or live.ending.is_set():
                 raise
             attempt += 1
     record = RoundRecord(

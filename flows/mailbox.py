@@ -117,7 +117,7 @@ class Mailbox:
                 return status
             raise MailboxError(f"the Prefect server refuses a message (HTTP {status})") from None
         except httpx.HTTPError as error:
-            raise _unreachable(error) from None
+            raise unreachable(error) from None
 
     def _filter(self, prefix: str, known: Collection[str], limit: int) -> list[_Input] | None:
         """Read at most ``limit`` inputs, and no more bytes than one may have; ``None`` where there are more."""
@@ -134,7 +134,7 @@ class Mailbox:
         except ValidationError:
             raise MailboxError("the Prefect server does not show its messages") from None
         except httpx.HTTPError as error:
-            raise _unreachable(error) from None
+            raise unreachable(error) from None
         if limit == 1 and (key := _KEY.search(body[:1024])) is not None:
             self.delete(key[1].decode())
         return None
@@ -190,5 +190,6 @@ def answer_key(site: str, request: str) -> str:
     return f"answer-{site}-{request}"
 
 
-def _unreachable(error: Exception) -> MailboxError:
+def unreachable(error: Exception) -> MailboxError:
+    """What is said of a server that has not answered."""
     return MailboxError(f"the Prefect server cannot be reached ({type(error).__name__})")

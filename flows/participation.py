@@ -8,8 +8,6 @@ Whoever cancels this run in the Prefect UI withdraws the site, as ``fedseal site
 """
 
 import logging
-import os
-import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,10 +22,11 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import State, StateType
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.futures import PrefectFuture
-from prefect.states import Cancelled, Completed, Crashed
+from prefect.states import Cancelled, Completed
 
-from flows.exchange import Exchange
-from flows.mailbox import Mailbox, MailboxError, answer_key, pack, unpack
+from flows.exchange import Exchange, ExchangeAway
+from flows.mailbox import Mailbox, MailboxError, answer_key, pack, request_key, unpack, unreachable
+from flows.pauses import pauses
 from flows.settings import PARTICIPATE
 from flows.site import Site
 from protocols.errors import BadMessage
@@ -57,7 +56,6 @@ class Seat:
         run, training_run: this run and the training's.
         exchange: where long messages lie.
         lease_s: seconds without a good request after which the site leaves.
-        worker: the process id of the site's worker, which this process does not outlive.
     """
 
     site: Site
@@ -67,7 +65,6 @@ class Seat:
     training_run: UUID
     exchange: Exchange
     lease_s: float
-    worker: int
     taken: dict[str, Envelope] = field(default_factory=dict)
     answered: set[str] = field(default_factory=set)
     asked: float = field(default_factory=time.monotonic)
@@ -91,11 +88,16 @@ class Seat:
             if len(self.taken) >= MOST_AT_ONCE:
                 break
             try:
-                (self.taken[key],) = unpack(text, self.exchange, COORDINATOR)
+                (request,) = unpack(text, self.exchange, COORDINATOR)
+                if request_key(request) != key:
+                    raise BadMessage(COORDINATOR, "request", "it lies under the key of another")
+                self.taken[key] = request
                 new.append(key)
             except (BadMessage, ValueError):
                 self.log.warning("deleted a message that is no request")
                 box.delete(key)
+            except ExchangeAway as away:
+                self.log.warning("a request waits: %s", away.reason)
         return new
 
     def handle(self, key: str) -> None:
@@ -145,8 +147,6 @@ class Seat:
             return Cancelled(message="This participation was cancelled: the site has withdrawn from the training.")
         if states.get(self.training_run) in ENDED:
             return Completed(message="The training has ended.")
-        if self.worker != os.getppid():
-            return Crashed(message="The site's worker has ended.")
         if time.monotonic() - self.asked > self.lease_s:
             return Completed(message=f"No request for {self.lease_s:g} s: the lease is over.")
         return None
@@ -177,7 +177,7 @@ def run_states(client: SyncPrefectClient, runs: list[UUID]) -> dict[UUID, StateT
     try:
         found = client.read_flow_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=runs)))
     except (PrefectHTTPStatusError, httpx.HTTPError) as error:
-        raise MailboxError(f"the Prefect server cannot be reached ({type(error).__name__})") from None
+        raise unreachable(error) from None
     return {run.id: run.state.type for run in found if run.state is not None}
 
 
@@ -197,10 +197,8 @@ def answer(step: str, key: str) -> None:
     (seat,) = _seat
     try:
         seat.handle(key)
-    except MailboxError as error:
-        seat.log.warning("%s: the answer waits: %s", step, error.reason)
-    except (OSError, sqlite3.Error) as error:
-        seat.log.warning("%s: cannot be answered now: %s", step, error)
+    except OSError as error:  # the server's, or the exchange's
+        seat.log.warning("%s: the answer waits: %s", step, error)
     finally:
         seat.taken.pop(key)
 
@@ -208,7 +206,7 @@ def answer(step: str, key: str) -> None:
 def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State[None]:
     """Look into the mailbox, often while there are requests and seldom while not, until it is time to end."""
     pause_s, looked, running = BUSY_S, 0.0, dict[str, PrefectFuture[None]]()
-    states: dict[UUID, StateType] = {}
+    states, away = dict[UUID, StateType](), pauses(1.0, LONGEST_PAUSE_S)
     while True:
         new: list[str] = []
         try:
@@ -216,11 +214,11 @@ def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State
             running = {key: future for key, future in running.items() if key in seat.taken}
             if time.monotonic() - looked > (STATE_S if new or running else IDLE_STATE_S):
                 states, looked = seat.states(), time.monotonic()
-            pause_s = BUSY_S if new else min(pause_s * GROWTH, IDLE_S)
+            pause_s, away = BUSY_S if new else min(pause_s * GROWTH, IDLE_S), pauses(1.0, LONGEST_PAUSE_S)
             if pause_s > TIDY_S:
                 seat.tidy()
         except MailboxError as error:
-            pause_s = min(max(pause_s, 1.0) * 2, LONGEST_PAUSE_S)
+            pause_s = next(away)
             seat.log.warning("%s; looking again in %.0f s", error.reason, pause_s)
         if (ended := seat.end(states)) is not None:
             break

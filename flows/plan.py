@@ -200,7 +200,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     return make_plan(raw, source=str(path))
 
 
-def make_plan(raw: dict[str, Any], *, source: str) -> Plan:
+def make_plan(raw: object, *, source: str) -> Plan:
     """Check a plan's fields.
 
     Raises:

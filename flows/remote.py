@@ -26,10 +26,11 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
-from flows.collect import Absent, Cancelled
+from flows.collect import Absent
 from flows.exchange import Exchange
-from flows.mailbox import Mailbox, MailboxError, answer_key, pack, request_key, unpack
+from flows.mailbox import Mailbox, MailboxError, answer_key, pack, request_key, unpack, unreachable
 from flows.participation import BUSY_S, ENDED, GROWTH, IDLE_S, LONGEST_PAUSE_S, TIDY_S, run_states
+from flows.pauses import pauses
 from flows.settings import PARTICIPATE, pool_of
 from flows.site import Answer
 from protocols.errors import BadMessage
@@ -37,15 +38,24 @@ from protocols.keys import Consortium, InvalidKey, verify
 from protocols.messages import COORDINATOR, Envelope
 
 LOOK_S = 2.0
-"""Seconds between two looks at the states of the runs, and at a worker that is not there."""
+"""Seconds between two looks at the states of the runs, and the longest at a worker that is not there."""
 ONLINE = "ONLINE"
-WITHDRAWN = "has withdrawn from this training"
+TRIES = 2
+"""Participations that one question is put to, if they end under it."""
 
 log = logging.getLogger("fedseal.coordinator")
 
 
 class Unreached(Exception):
     """A site that cannot be asked now, and why; the text is for the operator."""
+
+
+class Ended(Unreached):
+    """A participation that has ended under a question: the next one may answer it."""
+
+
+class Withdrawn(Unreached):
+    """A site that takes no further part in this training."""
 
 
 @dataclass(slots=True)
@@ -68,11 +78,22 @@ class RemoteSites:
         run: the training's flow run, whose inputs are the answers.
         consortium: the pinned keys.
         exchange: where long messages lie.
+        ending: set when no site need be waited for any more; this sets it when the training's run is cancelled.
+
+    Attributes:
+        cancelled: whether the training's run was cancelled, or ended, by somebody else.
     """
 
     def __init__(
-        self, client: SyncPrefectClient, training: str, run: UUID, consortium: Consortium, exchange: Exchange
+        self,
+        client: SyncPrefectClient,
+        training: str,
+        run: UUID,
+        consortium: Consortium,
+        exchange: Exchange,
+        ending: threading.Event,
     ) -> None:
+        self.cancelled = False
         self._client = client
         self._training = training
         self._run = run
@@ -82,13 +103,13 @@ class RemoteSites:
         self._ended: dict[UUID, StateType] = {}
         self._read: set[str] = set()
         self._waiting: dict[str, tuple[str, queue.SimpleQueue[Answer]]] = {}
-        self._wake, self._closing, self._cancelled = threading.Event(), threading.Event(), threading.Event()
+        self._wake, self._ending = threading.Event(), ending
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Stop looking; who still waits for a site is told that there is no answer."""
-        self._closing.set()
+        self._ending.set()
         self._wake.set()
         self._thread.join()
         with suppress(MailboxError):
@@ -97,45 +118,47 @@ class RemoteSites:
     def ask(self, site: str, request: Envelope, deadline_s: float) -> Answer | Absent:
         """Ask a site, or say why it cannot be asked or has not answered.
 
-        Raises:
-            Cancelled: the training was cancelled.
+        A server that is away is waited for, and so is, for joining, a worker that is not online.
         """
-        deadline, link = time.monotonic() + deadline_s, self._links[site]
+        deadline, link, ended = time.monotonic() + deadline_s, self._links[site], 0
         if joining := request.kind == "ask/join":
             link.join = request
-        try:
-            answer = self._talk(site, self._reach(site, joining, deadline), request, deadline)
-        except Unreached as missing:
-            link.why = str(missing)
-            return Absent(link.why)
-        except MailboxError as error:
-            return Absent(error.reason)
-        link.joined |= joining and answer[0].kind == "joined"
-        return answer
+        for pause_s in pauses(last_s=LOOK_S):
+            try:
+                answer = self._talk(site, self._reach(site, joining, deadline), request, deadline)
+                link.joined |= joining and answer[0].kind == "joined"
+                return answer
+            except (Unreached, MailboxError) as missing:
+                link.why = str(missing)
+                ended += isinstance(missing, Ended)
+                passing = isinstance(missing, Ended | MailboxError) or (joining and not isinstance(missing, Withdrawn))
+                if not passing or ended == TRIES or time.monotonic() + pause_s > deadline or self._ending.wait(pause_s):
+                    break
+        return Absent(link.why)
 
     def _reach(self, site: str, joining: bool, deadline: float) -> UUID:
         """The participation to ask; one that has ended is followed by another, which is joined first.
 
         Raises:
             Unreached: the site has not joined, or has withdrawn, or its worker is not online.
+            MailboxError: the server does not answer.
         """
         link = self._links[site]
-        with link.lock:
-            while link.run is None or link.run in self._ended:
-                if not joining and not link.joined:
-                    raise Unreached(link.why)
-                try:
-                    link.run = self._participation(site)
-                    if not joining and link.join is not None:
-                        self._join_again(site, link.run, link.join, deadline)
-                except Unreached as missing:
-                    link.run = None
-                    if not joining or str(missing) == WITHDRAWN or time.monotonic() + LOOK_S > deadline:
-                        raise
-                    link.why = str(missing)
-                    if self._closing.wait(LOOK_S):
-                        raise
+        if not joining and not link.joined:
+            raise Unreached(link.why)  # at once: whoever waits for a late site's worker must not hold up a round
+        if not link.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise Unreached("no answer in time: another question waits for its participation")
+        try:
+            if link.run is None or link.run in self._ended:
+                link.run = self._participation(site)
+                if not joining and link.join is not None:
+                    self._join_again(site, link.run, link.join, deadline)
             return link.run
+        except (Unreached, MailboxError):
+            link.run = None
+            raise
+        finally:
+            link.lock.release()
 
     def _join_again(self, site: str, run: UUID, join: Envelope, deadline: float) -> None:
         if self._talk(site, run, join, deadline)[0].kind != "joined":
@@ -146,14 +169,15 @@ class RemoteSites:
 
         Raises:
             Unreached: it is not registered, not online, or has withdrawn.
+            MailboxError: the server does not answer.
         """
         try:
             deployment = self._client.read_deployment_by_name(f"{PARTICIPATE}/{site}").id
             prefix = f"{self._training}-{site}-"
-            runs = {self._number(run, prefix): run for run in self._runs(deployment, prefix)}
+            runs = {number: run for run in self._runs(deployment, prefix) if (number := self._number(run, prefix))}
             for run in runs.values():
                 if run.state is not None and run.state.type in (StateType.CANCELLED, StateType.CANCELLING):
-                    raise Unreached(WITHDRAWN)
+                    raise Withdrawn("has withdrawn from this training")
                 if run.state is not None and run.state.type not in ENDED:
                     return run.id
             if ONLINE not in {worker.status for worker in self._client.read_workers_for_work_pool(pool_of(site))}:
@@ -168,7 +192,7 @@ class RemoteSites:
         except ObjectNotFound:
             raise Unreached("is not registered at the Prefect server: fedseal site serve does it") from None
         except (PrefectHTTPStatusError, httpx.HTTPError) as error:
-            raise Unreached(f"the Prefect server cannot be reached ({type(error).__name__})") from None
+            raise unreachable(error) from None
 
     def _runs(self, deployment: UUID, prefix: str) -> list[FlowRun]:
         return self._client.read_flow_runs(
@@ -185,12 +209,13 @@ class RemoteSites:
         """Post a request and wait for the answer that the site has signed.
 
         Raises:
-            Unreached: the participation has ended, or there was no answer in time.
+            Ended: the participation has ended.
+            Unreached: there was no answer in time.
             MailboxError: the server does not take the request.
         """
         key, asked = request_key(request), time.monotonic()
-        expected, answers = answer_key(site, key), queue.SimpleQueue[Answer]()
-        box, (text, parcel) = Mailbox(self._client, run), pack((request,), self._store, COORDINATOR)
+        expected, answers, box = answer_key(site, key), queue.SimpleQueue[Answer](), Mailbox(self._client, run)
+        text, parcel = pack((request,), self._store, COORDINATOR)
         self._waiting[expected] = (site, answers)
         try:
             if expected in self._read:  # asked before: that answer is not the one to this
@@ -198,25 +223,27 @@ class RemoteSites:
                 self._read.discard(expected)
             box.put(key, text)
             self._wake.set()
-            while (left := deadline - time.monotonic()) > 0 and not self._closing.is_set():
-                if self._cancelled.is_set():
-                    raise Cancelled(COORDINATOR.removeprefix("@"), "ask", "the training was cancelled")
+            while (left := deadline - time.monotonic()) > 0 and not self._ending.is_set():
                 with suppress(queue.Empty):
                     return answers.get(timeout=min(left, 0.5))
                 if run in self._ended:
-                    raise Unreached(f"its participation has ended ({self._ended[run].value.lower()})")
+                    raise Ended(f"its participation has ended ({self._ended[run].value.lower()})")
+            why = "before the training's end" if self._ending.is_set() else f"within {time.monotonic() - asked:.0f} s"
+            raise Unreached(f"no answer {why}")
+        except Unreached:
             with suppress(MailboxError):
                 box.delete(key)
-            raise Unreached(f"no answer within {time.monotonic() - asked:.0f} s")
+            raise
         finally:
             del self._waiting[expected]
             if parcel:
-                self._store.delete(COORDINATOR, parcel)
+                with suppress(OSError):
+                    self._store.delete(COORDINATOR, parcel)
 
     def _look(self) -> None:
         """Look for answers, often while somebody waits, and for the states of the runs."""
-        pause_s, looked = BUSY_S, 0.0
-        while not self._closing.is_set():
+        pause_s, looked, away = BUSY_S, 0.0, pauses(LOOK_S, LONGEST_PAUSE_S)
+        while not self._ending.is_set():
             try:
                 found = Mailbox(self._client, self._run).take("answer-", self._read) if self._waiting else {}
                 for key, text in found.items():
@@ -227,9 +254,10 @@ class RemoteSites:
                 pause_s = BUSY_S if found or self._wake.is_set() else min(pause_s * GROWTH, IDLE_S)
                 if pause_s > TIDY_S:
                     self._tidy()
-            except MailboxError as error:
-                pause_s = min(max(pause_s, 1.0) * 2, LONGEST_PAUSE_S)
-                log.warning("%s; looking again in %.0f s", error.reason, pause_s)
+                away = pauses(LOOK_S, LONGEST_PAUSE_S)
+            except OSError as error:  # the server's, or the exchange's
+                pause_s = next(away)
+                log.warning("%s; looking again in %.0f s", error, pause_s)
             self._wake.clear()
             self._wake.wait(pause_s)
 
@@ -267,5 +295,6 @@ class RemoteSites:
             state = states.get(run, StateType.CRASHED)  # one that was deleted has ended too
             if state in ENDED or state == StateType.CANCELLING:
                 self._ended[run] = state
-        if states.get(self._run) in (StateType.CANCELLING, StateType.CANCELLED):
-            self._cancelled.set()
+        if states.get(self._run) in {StateType.CANCELLING, *ENDED}:
+            self.cancelled = True
+            self._ending.set()

@@ -10,7 +10,7 @@ value that is already there is passed as ``quote``, which Prefect does not track
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from prefect.futures import PrefectFuture
 from prefect.utilities.annotations import quote
 
 from flows.collect import Absent, Unfinished
+from flows.pauses import pauses
 from flows.session import session
 from flows.steps import (
     CONCLUDE,
@@ -46,8 +47,6 @@ from protocols.contexts import AttemptContext, Purpose
 from protocols.encoding import CLAMPED
 from protocols.errors import BelowThreshold
 from protocols.receipt import Evidence
-
-FIRST_PAUSE_S, LAST_PAUSE_S = 0.5, 15.0
 
 Futures = Mapping[str, PrefectFuture[Asked]]
 
@@ -156,9 +155,10 @@ def finish(
     """Ask the silent again until enough have answered: this round can only be finished (SPEC 8, rule 3).
 
     Raises:
-        Unfinished: if that takes longer than the plan's ``finish_s``.
+        Unfinished: if that takes longer than the plan's ``finish_s``, or the training is cancelled.
     """
-    deadline = time.monotonic() + session(training).plan.deadlines.finish_s
+    live = session(training)
+    deadline = time.monotonic() + live.plan.deadlines.finish_s
     answers = {site: ask(site) for site in sites}
     for pause_s in pauses():
         gathered = gather(answers)
@@ -166,19 +166,10 @@ def finish(
             gathered.result()
             break
         except BelowThreshold as below:
-            if time.monotonic() + pause_s > deadline:
+            if time.monotonic() + pause_s > deadline or live.ending.wait(pause_s):
                 raise Unfinished("coordinator", below.step, below.reason) from None
-        time.sleep(pause_s)
         answers |= {site: ask(site) for site, asked in answers.items() if isinstance(asked.result().answer, Absent)}
     return gathered
-
-
-def pauses() -> Iterator[float]:
-    """Growing pauses in seconds, without end."""
-    pause_s = FIRST_PAUSE_S
-    while True:
-        yield pause_s
-        pause_s = min(2 * pause_s, LAST_PAUSE_S)
 
 
 def outcome(

@@ -41,7 +41,7 @@ class Session:
         sites: the way to the sites.
         checkpoint: how far the training has come, with the current global model.
         observe: told of every finished round.
-        ending: set when no site need be waited for any more.
+        ending: set when no site need be waited for any more: the training ends, well or not.
     """
 
     training: str
@@ -82,7 +82,7 @@ class Session:
         try:
             answer = self.sites.ask(site, request, deadline_s)
         except OSError as error:
-            answer = Absent(f"cannot be reached: {error.strerror}")
+            answer = Absent(f"cannot be reached: {error.strerror or error}")
         seconds = time.monotonic() - began
         if isinstance(answer, Absent):
             return answer, seconds

@@ -4,6 +4,7 @@ Both name the Prefect server, the exchange, the consortium file and the vault; a
 Paths are relative to the file. Nobody but the party itself writes here: no message can change a word of it.
 """
 
+import sqlite3
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
@@ -130,12 +131,17 @@ class _Folder:
         """The vault, with the identity.
 
         Raises:
-            SettingsError: there is none, or it has no identity.
+            SettingsError: there is none, or it cannot be opened, or has no identity.
         """
         path = self.folder / self._party.vault
         if not (path / "vault.sqlite").exists():
             raise SettingsError(f"{path}: there is no vault: make one with fedseal site init or coordinator init")
-        vault = Vault(path)
+        try:
+            vault = Vault(path)
+        except (sqlite3.Error, OSError) as error:
+            raise SettingsError(
+                f"{path}: the vault cannot be opened ({error}): see to its disk and its owner"
+            ) from None
         if not vault.has_identity:
             vault.close()
             raise SettingsError(f"{path}: the vault has no identity: make one with fedseal site init")

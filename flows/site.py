@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.exchange import Exchange
+from flows.exchange import Exchange, ExchangeAway
 from flows.messages import AskFinish, AskJoin, AskWork, Done, Joined, join_context
 from flows.model import HEADER_BYTES, GlobalModel
 from flows.plan import Plan, PlanError, make_plan, plan_digest
@@ -31,7 +31,7 @@ from protocols import site as protocol
 from protocols.contexts import AttemptContext, check_context
 from protocols.encoding import encode
 from protocols.errors import BadInput, Pending, ProtocolError, Refused
-from protocols.files import write_whole
+from protocols.files import is_full, write_whole
 from protocols.keys import Consortium
 from protocols.messages import COORDINATOR, AskAdvertise, Body, Envelope, Refusal, envelope, open_body, parse
 from protocols.vault import Decision, Vault
@@ -105,7 +105,13 @@ class Site:
             return self._refuse(request, BadInput.__name__, "plan or task cannot be used here; the site's log says why")
         except FloatingPointError:
             return self._refuse(request, BadInput.__name__, "training diverged: the update holds NaN or infinity")
-        except Exception:  # whatever a task may raise: its text could hold a record, so it goes to the site's log alone
+        except ExchangeAway as error:
+            return self._refuse(request, "Failed", error.reason)
+        except (
+            Exception
+        ) as error:  # whatever a task may raise: its text could hold a record, so it goes to the site's log alone
+            if is_full(error):
+                return self._refuse(request, "Failed", "the site's disk is full: when it has room, the site goes on")
             self._log.exception("%s failed", step)
             return self._refuse(request, "Failed", "the step failed; the site's log says why")
 

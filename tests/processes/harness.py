@@ -22,8 +22,8 @@ from flows.settings import SITE_FILE, TRAINING, TRAINING_DEPLOYMENT, pool_of
 
 T = TypeVar("T")
 
-TINY, SLOW = "tests.processes.tasks:Tiny", "tests.processes.tasks:Slow"
-TASKS = (TINY, SLOW, "ml_tasks.breast_cancer:BreastCancer")
+TINY, SLOW, LONG = (f"tests.processes.tasks:{name}" for name in ("Tiny", "Slow", "Long"))
+TASKS = (TINY, SLOW, LONG, "ml_tasks.breast_cancer:BreastCancer")
 
 
 @dataclass
@@ -110,6 +110,12 @@ class Consortium:
             flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run])), task_run_filter=TaskRunFilter(), limit=200
         )
 
+    def inputs(self, run: UUID) -> list[str]:
+        """The keys of the inputs that a flow run holds."""
+        asked = {"prefix": "", "limit": 200, "exclude_keys": []}
+        found = self.client._client.post(f"/flow_runs/{run}/input/filter", json=asked).json()
+        return [one["key"] for one in found]
+
     def online(self, site: str) -> bool:
         """Whether a site's worker is seen to be there."""
         try:
@@ -122,13 +128,22 @@ class Consortium:
         """Start a site that is not there."""
         self.home.processes[site] = start_party(["site", "serve"], self.home.site(site))
 
+    def serve(self) -> None:
+        """Start the server again, on its port and database."""
+        port = int(self.home.url.rsplit(":", 1)[1].split("/")[0])
+        self.home.processes["server"] = start_server(self.home.folder / "server", port)
+
     def stop(self, name: str) -> None:
         """End a party as its operator would."""
         end([self.home.processes.pop(name)])
 
-    def kill(self, site: str) -> None:
-        """kill -9 a site's worker and its participations."""
-        worker = self.home.processes.pop(site)
+    def child(self, party: str) -> int:
+        """The process that a party's worker has started last."""
+        return eventually(lambda: children(self.home.processes[party].pid), 60)[-1]
+
+    def kill(self, party: str) -> None:
+        """kill -9 a worker and what it runs."""
+        worker = self.home.processes.pop(party)
         for child in children(worker.pid):
             os.kill(child, 9)
         worker.kill()
@@ -148,8 +163,12 @@ def consortium(
     start: Sequence[str] | None = None,
     database: str | None = None,
     tables: Mapping[str, str] | None = None,
+    prepare: Callable[[Home], None] = lambda home: None,
 ) -> Iterator[Consortium]:
-    """Run a consortium; ``start`` names the sites that are there at first, ``tables`` lines of policy by site."""
+    """Run a consortium; ``start`` names the sites that are there at first, ``tables`` lines of policy by site.
+
+    ``prepare`` is called with the folders before anybody starts.
+    """
     port, names = free_port(), site_names(sites) if isinstance(sites, int) else tuple(sites)
     url = f"http://127.0.0.1:{port}/api"
     home = found_home(folder, names, url, TASKS)
@@ -157,6 +176,7 @@ def consortium(
         path = home.site(site) / SITE_FILE
         kept = [line for line in path.read_text().splitlines() if line.split(" = ")[0] not in lines]
         path.write_text("\n".join([*kept, lines]) + "\n")
+    prepare(home)
     server = start_server(folder / "server", port, database)
     with running(home, server, None if start is None else tuple(start)), temporary_settings({PREFECT_API_URL: url}):
         with get_client(sync_client=True) as client:

@@ -1,7 +1,9 @@
-"""Tiny tasks for sites as processes: any site's name will do, and one takes its time."""
+"""Tiny tasks for sites as processes: any site's name will do, and some take their time."""
 
 import time
 from pathlib import Path
+
+from torch import Tensor
 
 from ml_tasks.task import SiteData
 from tests.flows.tasks import Tiny as _Tiny
@@ -17,3 +19,13 @@ class Slow(_Tiny):
     def load(self, folder: Path | None, site: str) -> SiteData:
         time.sleep(3)
         return super().load(folder, site)
+
+
+class Long(_Tiny):
+    """Takes a second and a half to train or evaluate, so that a test can act in the middle of a round."""
+
+    features = ()
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        time.sleep(0.5)
+        return super().loss(logits, targets)

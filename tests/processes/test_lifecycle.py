@@ -1,0 +1,373 @@
+"""Sites, a coordinator and a Prefect server as processes: what becomes of a training when one of them goes away.
+
+One consortium serves all tests here, in this order: to start one takes the better part of a minute on two cores.
+"""
+
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Cancelling, Scheduled
+
+from deploy.up import Home
+from flows.settings import SITE_FILE
+from protocols.vault import Vault
+from tests.flows.consortium import trial
+from tests.processes.harness import LONG, SLOW, TINY, Consortium, consortium, eventually
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+SITES = ("north", "east", "south", "west")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
+    """Four sites that serve; the vault of west is a small disk of its own, where this machine lets us mount one."""
+    folder = tmp_path_factory.mktemp("consortium")
+    disk = folder / "sites" / "west" / "vault"
+    mounted = []
+
+    def prepare(home: Home) -> None:
+        aside = disk.with_name("aside")
+        disk.rename(aside)
+        disk.mkdir(mode=0o700)
+        words = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(disk)]
+        if subprocess.run(words, capture_output=True, check=False).returncode == 0:
+            mounted.append(disk)
+        shutil.copytree(aside, disk, dirs_exist_ok=True)
+        shutil.rmtree(aside)
+
+    try:
+        with consortium(folder, SITES, tables={"west": f'tasks = ["{TINY}", "{LONG}"]'}, prepare=prepare) as running:
+            for site in SITES:
+                eventually(lambda site=site: running.online(site), 120)
+            yield running
+    finally:
+        for disk in mounted:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fedseal(*words: str | Path) -> str:
+    """Run a command of a site as its data steward does; gives what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *map(str, words)], capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout + done.stderr
+
+
+def state(run: FlowRun) -> StateType:
+    """The type of a run's state."""
+    assert run.state is not None
+    return run.state.type
+
+
+def states(home: Consortium, run: UUID, site: str) -> list[StateType]:
+    """How the participations of a site stand, oldest first."""
+    return [state(one) for one in home.participations(run, site)]
+
+
+def settled(home: Consortium, run: UUID) -> None:
+    """Wait until no participation of a training lives any more."""
+    living = {StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.CANCELLING}
+    eventually(lambda: not any(living & set(states(home, run, site)) for site in SITES), 60)
+
+
+def survivors(report: dict) -> list[set[str]]:
+    """The survivors of each round."""
+    return [set(one["survivors"]) for one in report["rounds"]]
+
+
+def vault(home: Consortium, site: str) -> sqlite3.Connection:
+    """A site's vault, to read."""
+    return sqlite3.connect(f"file:{home.home.site(site) / 'vault' / 'vault.sqlite'}?mode=ro", uri=True)
+
+
+def assert_one_vector_a_mask(home: Consortium, run: UUID) -> None:
+    """No context of a site has two masked vectors, and no two contexts have the same keys."""
+    query = (
+        "SELECT journal.attempt_context, step, answer_digest FROM journal JOIN contexts USING (attempt_context) "
+        "WHERE training = ?"
+    )
+    for site in SITES:
+        with vault(home, site) as db:
+            rows = db.execute(query, (home.runs(run).name,)).fetchall()
+        masked = Counter(context for context, step, _ in rows if step == "mask")
+        assert set(masked.values()) <= {1}
+        adverts = [digest for _, step, digest in rows if step == "advertise"]
+        assert len(set(adverts)) == len(adverts) >= len(masked)
+
+
+def assert_clean(home: Consortium, run: UUID) -> None:
+    """Nothing of a finished training is left on the exchange or in the mailboxes."""
+    settled(home, run)
+    left = [path for path in (home.home.folder / "exchange").rglob("*") if path.is_file()]
+    assert [path for path in left if path.parent.name != "@coordinator"] == []
+    assert [path for path in left if path.suffix == ".unfinished"] == []
+    for one in [run, *(one.id for site in SITES for one in home.participations(run, site))]:
+        assert home.inputs(one) == []
+
+
+def assert_no_traceback(home: Consortium) -> None:
+    """What went wrong on the way was said in one line."""
+    for name, text in home.logs().items():
+        assert "Traceback" not in text, (name, text)
+
+
+def test_a_training_over_processes_ends_with_the_model_of_local_mode_whatever_the_server_shows_a_worker(
+    home: Consortium, tmp_path: Path
+) -> None:
+    """Entry point, pull steps and job variables of a deployment are read by nobody; other parameters are refused."""
+    canary = tmp_path / "canary"
+    touch = f"touch {canary}"
+    deployment = home.client.read_deployment_by_name("participate/north")
+    http = home.client._client
+    poison = {
+        "entrypoint": "os:system",
+        "path": str(tmp_path),
+        "pull_steps": [{"prefect.deployments.steps.run_shell_script": {"script": touch}}],
+        "job_variables": {"command": touch, "env": {"PYTHONSTARTUP": str(canary)}},
+    }
+    http.patch(f"/deployments/{deployment.id}", json=poison).raise_for_status()
+    variables = {"properties": {"command": {"type": "string", "default": touch}}}
+    template = {"job_configuration": {"command": "{{ command }}"}, "variables": variables}
+    http.patch("/work_pools/site-north", json={"base_job_template": template}).raise_for_status()
+    parameters = {"training": "t", "training_run": str(deployment.id), "command": touch}
+    asked = {"parameters": parameters, "enforce_parameter_schema": False, "job_variables": {"command": touch}}
+    stray = UUID(http.post(f"/deployments/{deployment.id}/create_flow_run", json=asked).json()["id"])
+
+    plan = home.plan(seed=7)
+    run = home.submit(plan)
+    report = home.finished(run)
+    refused = home.ended(stray)
+    assert state(refused) == StateType.FAILED
+    assert "Refused: the parameters are not those of a participation" in str(refused.state.message)
+    assert not canary.exists()
+
+    assert survivors(report) == [set(SITES)] * 2
+    settled(home, run)
+    assert {site: states(home, run, site) for site in SITES} == {site: [StateType.COMPLETED] for site in SITES}
+    assert_clean(home, run)
+    assert_no_traceback(home)
+    with trial(tmp_path / "local", plan, name="local") as local:
+        local.train()
+        assert home.progress(run)["model"] == local.live.checkpoint.progress.model
+
+
+def test_a_plan_that_cannot_be_used_fails_its_run_with_one_line(home: Consortium) -> None:
+    good = home.plan().model_dump(mode="json")
+    wrong = {
+        "not in the consortium file": good | {"sites": [*SITES[:3], "nowhere"]},
+        "a site is named twice": good | {"sites": [*SITES, "north"]},
+        "not on the coordinator's list": good | {"task": "os:system"},
+        "valid dictionary": "not a plan",
+    }
+    deployment = home.client.read_deployment_by_name("federated-training/train").id
+    runs = {}
+    for line, plan in wrong.items():
+        asked = {"parameters": {"plan": plan}, "enforce_parameter_schema": False}
+        found = home.client._client.post(f"/deployments/{deployment}/create_flow_run", json=asked)
+        runs[line] = UUID(found.json()["id"])
+    for line, run in runs.items():
+        ended = home.ended(run)
+        assert state(ended) == StateType.FAILED
+        assert line in str(ended.state.message)
+        assert "\n" not in str(ended.state.message)
+    assert_no_traceback(home)
+
+
+def test_a_killed_participation_and_a_killed_worker_come_back_in_a_new_participation(home: Consortium) -> None:
+    run = home.submit(home.plan(task=LONG, rounds=7, min_sites=3, name="kills"))
+    eventually(lambda: home.sums(run) >= 1, 120)
+    eventually(lambda: any("train[" in one.name for one in home.tasks(home.rounds(run)[-1].id)), 30)
+    os.kill(home.child("north"), signal.SIGKILL)
+    eventually(lambda: states(home, run, "north") == [StateType.CRASHED, StateType.RUNNING], 60)
+
+    child = home.child("east")
+    worker = home.home.processes.pop("east")
+    worker.kill()
+    worker.wait()
+    eventually(lambda: not Path(f"/proc/{child}").exists(), 10)
+    home.start("east")
+    report = home.finished(run)
+    settled(home, run)
+    for site, ended in (("north", StateType.COMPLETED), ("east", StateType.COMPLETED), ("south", None), ("west", None)):
+        assert states(home, run, site) == ([StateType.CRASHED, ended] if ended else [StateType.COMPLETED])
+        assert [one.name[-2:] for one in home.participations(run, site)] == (["-1", "-2"] if ended else ["-1"])
+    assert survivors(report)[-1] == set(SITES), report["rounds"]
+    assert_one_vector_a_mask(home, run)
+    assert_clean(home, run)
+    assert_no_traceback(home)
+
+
+def test_a_killed_training_is_crashed_and_its_retry_goes_on_where_it_was(home: Consortium) -> None:
+    run = home.submit(home.plan(task=LONG, rounds=3, min_sites=3, name="retry"))
+    eventually(lambda: home.sums(run) >= 1, 120)
+    before = home.progress(run)
+    os.kill(home.child("coordinator"), signal.SIGKILL)
+    assert state(home.ended(run, 30)) == StateType.CRASHED
+    settled(home, run)
+    assert states(home, run, "north") == [StateType.COMPLETED]
+
+    home.client.set_flow_run_state(run, Scheduled(name="AwaitingRetry"))
+    eventually(lambda: state(home.client.read_flow_run(run)) == StateType.RUNNING, 60)
+    report = home.finished(run)
+    after = home.progress(run)
+    assert after["records"][: len(before["records"])] == before["records"]
+    assert (after["training"], [one["round"] for one in report["rounds"]]) == (before["training"], [1, 2, 3])
+    begun = [(one.parameters["round"], one.parameters["attempt"]) for one in home.rounds(run)]
+    assert len(set(begun)) == len(begun)
+    finished = [one["round"] for one in before["records"]]
+    assert [number for number, _ in begun if number in finished] == finished
+    assert_one_vector_a_mask(home, run)
+    assert_clean(home, run)
+    assert_no_traceback(home)
+
+
+def test_a_restarted_server_and_an_exchange_that_is_away_delay_a_training(home: Consortium) -> None:
+    run = home.submit(home.plan(task=LONG, rounds=6, name="outage"))
+    eventually(lambda: home.sums(run) >= 1, 120)
+    exchange = home.home.folder / "exchange"
+    exchange.rename(exchange.with_name("away"))
+    exchange.touch()
+    time.sleep(4)
+    exchange.unlink()
+    exchange.with_name("away").rename(exchange)
+    done = home.sums(run)
+    eventually(lambda: home.sums(run) > done, 60)
+
+    home.stop("server")
+    time.sleep(2)
+    home.serve()
+    report = home.finished(run, 240)
+    assert len(report["rounds"]) == 6
+    assert survivors(report)[-1] == set(SITES), report["rounds"]
+    eventually(lambda: all(home.online(site) for site in SITES), 60)
+    assert_clean(home, run)
+    assert_no_traceback(home)
+
+
+def test_to_cancel_a_participation_is_to_withdraw_and_to_revoke_is_too(home: Consortium) -> None:
+    plan = home.plan(task=LONG, rounds=5, min_sites=3, name="cancel")
+    run = home.submit(plan)
+    eventually(lambda: home.sums(run) >= 1, 120)
+    name = home.runs(run).name
+    (participation,) = home.participations(run, "north")
+    home.client.set_flow_run_state(participation.id, Cancelling())
+    report = home.finished(run)
+    assert set(SITES) in survivors(report)
+    assert survivors(report)[-1] == {"east", "south", "west"}
+    assert "withdrawn" in report["rounds"][-1]["reasons"]["north"]
+    assert states(home, run, "north") == [StateType.CANCELLED]
+    with vault(home, "north") as db:
+        asked = db.execute("SELECT decision, plan FROM decisions WHERE training = ?", (name,))
+        assert asked.fetchall() == [("revoked", plan.digest)]
+    assert f"{name}: revoked" in fedseal("site", "status", "--folder", home.home.site("north"))
+    assert_clean(home, run)
+
+    run = home.submit(home.plan(task=LONG, rounds=30, min_sites=3, name="revoke"))
+    eventually(lambda: home.sums(run) >= 1, 120)
+    fedseal("site", "revoke", home.runs(run).name, "--folder", home.home.site("east"))
+    eventually(lambda: states(home, run, "east") == [StateType.CANCELLED], 30)
+    done = home.sums(run)
+    eventually(lambda: home.sums(run) > done + 1, 60)
+    home.client.set_flow_run_state(run, Cancelling())
+    assert state(home.ended(run, 60)) == StateType.CANCELLED
+    settled(home, run)
+    assert {site: states(home, run, site) for site in SITES if site != "east"} == {
+        site: [StateType.COMPLETED] for site in SITES if site != "east"
+    }
+    assert states(home, run, "east") == [StateType.CANCELLED]
+    assert_no_traceback(home)
+
+
+def test_a_refusal_an_absence_and_a_pending_approval_are_told_and_a_late_site_is_taken_in(home: Consortium) -> None:
+    run = home.submit(home.plan(task=SLOW, min_sites=3, name="refusal"))
+    report = home.finished(run)
+    assert survivors(report) == [{"north", "east", "south"}] * 2
+    assert "is not on this site's list" in report["rounds"][0]["reasons"]["west"]
+    joins = {one.name: one for one in home.tasks(run) if one.name.startswith("join[")}
+    assert joins["join[west]"].state.name == "No answer"
+    assert "is not on this site's list" in joins["join[west]"].state.message
+    assert joins["join[east]"].state.name == "Completed"
+
+    home.stop("west")
+    table = home.home.site("east") / SITE_FILE
+    automatic = table.read_text()
+    table.write_text(automatic.replace('approval = "automatic"', 'approval = "by-hand"'))
+    deadlines = {"join_s": 45, "step_s": 60, "train_s": 90, "finish_s": 90}
+    run = home.submit(home.plan(task=LONG, rounds=9, min_sites=3, name="late", deadlines=deadlines))
+    folder = home.home.site("east")
+    waiting = eventually(lambda: re.search(r"(late-\w+): pending", fedseal("site", "status", "--folder", folder)), 60)
+    assert '"name":"late"' in fedseal("site", "approve", waiting[1], "--folder", folder)
+    assert f"{waiting[1]}: approved" in fedseal("site", "status", "--folder", folder)
+    eventually(lambda: home.sums(run) >= 1, 120)
+    home.start("west")
+    report = home.finished(run)
+    table.write_text(automatic)
+    assert survivors(report)[0] == {"north", "east", "south"}
+    assert "not online" in report["rounds"][0]["reasons"]["west"]
+    assert survivors(report)[-1] == set(SITES), report["rounds"]
+    assert_clean(home, run)
+    assert_no_traceback(home)
+
+
+def test_a_site_whose_disk_is_full_refuses_in_one_line_and_goes_on_when_there_is_room(home: Consortium) -> None:
+    disk = home.home.site("west") / "vault"
+    if not os.path.ismount(disk):
+        pytest.skip("this machine does not let us mount a small disk")
+    run = home.submit(home.plan(task=LONG, rounds=8, min_sites=3, name="full"))
+    eventually(lambda: home.sums(run) >= 1, 120)
+    with pytest.raises(OSError, match="No space"), open(disk / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    log = home.home.site("west") / "site.log"
+    eventually(lambda: "disk is full" in log.read_text(), 60)
+    done = home.sums(run)
+    eventually(lambda: home.sums(run) > done, 60)
+    (disk / "filler").unlink()
+    report = home.finished(run)
+    without = [one for one in report["rounds"] if "west" in one["dropped"]]
+    assert without and all("disk is full" in one["reasons"]["west"] for one in without)
+    assert survivors(report)[-1] == set(SITES), report["rounds"]
+    assert list(disk.rglob("*.unfinished")) == []
+    with vault(home, "west") as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert "Traceback" not in log.read_text()
+    assert_one_vector_a_mask(home, run)
+    assert_clean(home, run)
+
+
+def test_one_worker_serves_a_folder_and_a_stopped_one_says_what_became_of_its_runs(home: Consortium) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", "site", "serve", "--folder", str(home.home.site("south"))],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert second.returncode == 2
+    assert second.stderr.startswith("fedseal: ") and second.stderr.count("\n") == 1
+    assert "another fedseal site serve is running" in second.stderr
+    run = home.submit(home.plan(task=LONG, rounds=30, min_sites=3, name="stop"))
+    eventually(lambda: home.sums(run) >= 1, 120)
+    began = time.monotonic()
+    home.stop("south")
+    assert time.monotonic() - began < 10
+    assert states(home, run, "south")[0] == StateType.CRASHED
+    home.stop("coordinator")
+    assert state(home.client.read_flow_run(run)) == StateType.CRASHED
+    settled_but_south = [site for site in SITES if site != "south"]
+    eventually(lambda: all(states(home, run, site) == [StateType.COMPLETED] for site in settled_but_south), 60)
+    assert Vault(home.home.site("south") / "vault").identity.name == "south"
+    assert_no_traceback(home)
