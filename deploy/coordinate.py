@@ -24,6 +24,7 @@ from deploy.show import plot_metrics
 from deploy.worker import end_with_worker, patient_engine
 from flows.checkpoint import Checkpoint, CheckpointError
 from flows.federated_training import run_training
+from flows.local import keep_log
 from flows.model import GlobalModel
 from flows.plan import Plan, PlanError, make_plan
 from flows.remote import RemoteSites
@@ -96,6 +97,7 @@ def main(folder: Path, run_id: UUID) -> None:
         run = client.read_flow_run(run_id)
         try:
             settings = CoordinatorFolder.read(folder)
+            keep_log("fedseal", folder / "coordinator.log")
             plan = make_plan(run.parameters.get("plan"), source="plan")
             live, sites, place = prepare(settings, plan, client, run_id)
         except (SettingsError, PlanError, Failure, CheckpointError, OSError) as error:

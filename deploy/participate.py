@@ -37,7 +37,7 @@ def main(folder: Path, run_id: UUID) -> None:
 def _seat(folder: SiteFolder, client: SyncPrefectClient, run: FlowRun, asked: Parameters) -> Seat:
     vault, consortium, exchange = folder.open_vault(), folder.consortium, folder.open_exchange()
     folder.check_identity(vault.identity, consortium)
-    keep_log(folder.name, folder.folder / "site.log")
+    keep_log("fedseal", folder.folder / "site.log")
     site = Site(vault, consortium, exchange, folder.data, folder.policy)
     return Seat(site, asked.training, client, run.id, asked.training_run, exchange, folder.policy.lease_s)
 

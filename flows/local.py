@@ -86,13 +86,13 @@ def open_consortium(folder: Path, plan: Plan, data: Path | None) -> LocalConsort
     folders = {} if data is None else {plan.data: data}
     sites = {site: Site(vault, consortium, exchange, folders, policy) for site, vault in vaults.items()}
     for site, vault in vaults.items():
-        keep_log(site, vault.folder / "site.log")
+        keep_log(f"fedseal.site.{site}", vault.folder / "site.log")
     return LocalConsortium(coordinator, consortium, exchange, LocalSites(sites))
 
 
-def keep_log(site: str, path: Path) -> None:
-    """Keep a site's log in a file of its own: what it says of its data is for the site alone."""
-    log = logging.getLogger(f"fedseal.site.{site}")
+def keep_log(name: str, path: Path) -> None:
+    """Keep a party's log in a file of its own: what a site says of its data is for the site alone."""
+    log = logging.getLogger(name)
     for handler in log.handlers[:]:
         log.removeHandler(handler)
         handler.close()

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
+from urllib.parse import quote
 from uuid import UUID
 
 import httpx
@@ -34,7 +35,8 @@ BATCH = 16
 RESPONSE_BYTES = 6 * LONGEST_INPUT + 4096
 """The longest answer of the server that is read: one input of the longest value, with every character escaped."""
 
-_KEY = re.compile(rb'"key":\s*"([A-Za-z0-9-]{1,200})"')
+_KEY = re.compile(r"[a-z0-9-]{1,200}")
+_KEY_IN_JSON = re.compile(rb'"key":\s*("[^"]*")')  # the server takes no key with a quotation mark
 
 
 class MailboxError(OSError):
@@ -48,8 +50,13 @@ class MailboxError(OSError):
 class _Input(BaseModel):
     """What the mailbox reads of an input."""
 
-    key: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,200}$")]
+    key: str
     value: str
+
+    @property
+    def is_message(self) -> bool:
+        """Whether it can be one of ours."""
+        return len(self.value) <= LONGEST_INPUT and _KEY.fullmatch(self.key) is not None
 
 
 class _Parcel(BaseModel):
@@ -96,9 +103,9 @@ class Mailbox:
         if found is None:  # together they are too long: one by one
             found = self._filter(prefix, known, 1) or []
         for one in found:
-            if len(one.value) > LONGEST_INPUT:
+            if not one.is_message:
                 self.delete(one.key)
-        return {one.key: one.value for one in found if len(one.value) <= LONGEST_INPUT}
+        return {one.key: one.value for one in found if one.is_message}
 
     def delete(self, key: str) -> None:
         """Delete a message, if it is there.
@@ -106,7 +113,7 @@ class Mailbox:
         Raises:
             MailboxError: the server does not answer, or refuses.
         """
-        self._send("DELETE", f"/{key}")
+        self._send("DELETE", f"/{quote(key, safe='')}")
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> int:
         """Ask the server; a conflict and a missing input are answers too."""
@@ -116,7 +123,7 @@ class Mailbox:
             if (status := error.response.status_code) in (httpx.codes.CONFLICT, httpx.codes.NOT_FOUND):
                 return status
             raise MailboxError(f"the Prefect server refuses a message (HTTP {status})") from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise unreachable(error) from None
 
     def _filter(self, prefix: str, known: Collection[str], limit: int) -> list[_Input] | None:
@@ -135,8 +142,8 @@ class Mailbox:
             raise MailboxError("the Prefect server does not show its messages") from None
         except httpx.HTTPError as error:
             raise unreachable(error) from None
-        if limit == 1 and (key := _KEY.search(body[:1024])) is not None:
-            self.delete(key[1].decode())
+        if limit == 1 and (key := _KEY_IN_JSON.search(body)) is not None:
+            self.delete(json.loads(key[1]))
         return None
 
     @contextmanager

@@ -8,9 +8,9 @@ Whoever cancels this run in the Prefect UI withdraws the site, as ``fedseal site
 """
 
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -110,6 +110,8 @@ class Seat:
         if request.kind == "ask/advertise":
             self.clear()
         messages = self.site.answer(request)
+        if self.withdrawn:
+            return
         text, parcel = pack(messages, self.exchange, self.name)
         self._parcels += [parcel] if parcel else []
         Mailbox(self.client, self.training_run).put(answer_key(self.name, key), text)
@@ -137,10 +139,9 @@ class Seat:
 
     def end(self, states: dict[UUID, StateType]) -> State[None] | None:
         """The state to end in, if it is time to end."""
-        decision = self.site.vault.decision(self.training)
         if self.finished:
             return Completed(message="The training is finished; its secrets are erased.")
-        if decision is not None and decision.decision == "revoked":
+        if self.withdrawn:
             return Cancelled(message="The site has withdrawn from this training.")
         if states.get(self.run) in (StateType.CANCELLING, StateType.CANCELLED):
             self.withdraw()
@@ -151,13 +152,32 @@ class Seat:
             return Completed(message=f"No request for {self.lease_s:g} s: the lease is over.")
         return None
 
+    @property
+    def withdrawn(self) -> bool:
+        """Whether the site takes no further part in the training."""
+        decision = self.site.vault.decision(self.training)
+        return decision is not None and decision.decision == "revoked"
+
     def withdraw(self) -> None:
         """Keep in the vault that this site takes no further part in the training."""
         vault = self.site.vault
         known = vault.decision(self.training) or Decision(
             self.training, vault.agreed(self.training) or "", "", "revoked"
         )
-        vault.decide(replace(known, decision="revoked"))
+        try:
+            vault.decide(replace(known, decision="revoked"))
+        except sqlite3.Error as error:
+            self.log.error("withdrawn, but that cannot be kept (%s): use fedseal site revoke", error)
+
+    def leave(self) -> None:
+        """Delete what was sent and, where the site has withdrawn, everything that it holds of the training."""
+        try:
+            self.tidy()
+            self.clear()
+            if self.withdrawn:
+                self.site.leave(self.training)
+        except (OSError, sqlite3.Error) as error:
+            self.log.warning("something of this training is left behind: %s", error)
 
     def states(self) -> dict[UUID, StateType]:
         """The states of this run and of the training's.
@@ -226,9 +246,7 @@ def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State
         time.sleep(pause_s)
     for future in running.values():
         future.wait()
-    with suppress(OSError):
-        seat.tidy()
-        seat.clear()
+    seat.leave()
     return ended
 
 

@@ -54,6 +54,7 @@ class Session:
     checkpoint: Checkpoint
     observe: Callable[[RoundRecord], None] = lambda record: None
     ending: threading.Event = field(default_factory=threading.Event)
+    _missing: dict[str, str | None] = field(default_factory=dict)
     _sent: Counter[tuple[str, str]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -76,7 +77,21 @@ class Session:
         )
 
     def ask(self, site: str, step: str, context: str, body: object, deadline_s: float) -> tuple[Answer | Absent, float]:
-        """Sign and send a request; a refusal is an absence with the site's reason. Also gives the seconds it took."""
+        """Sign and send a request; a refusal is an absence with the site's reason. Also gives the seconds it took.
+
+        A site that has not joined is asked nothing else: it is absent, for the reason that it has not joined.
+        """
+        if step == "join":
+            found = self._send(site, step, context, body, deadline_s)
+            self._missing[site] = found[0].reason if isinstance(found[0], Absent) else None
+            return found
+        if (reason := self._missing.get(site)) is not None:
+            return Absent(reason), 0.0
+        return self._send(site, step, context, body, deadline_s)
+
+    def _send(
+        self, site: str, step: str, context: str, body: object, deadline_s: float
+    ) -> tuple[Answer | Absent, float]:
         began = time.monotonic()
         request = envelope(self.identity, f"ask/{step}", context, site, body)
         try:

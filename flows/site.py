@@ -115,6 +115,16 @@ class Site:
             self._log.exception("%s failed", step)
             return self._refuse(request, "Failed", "the step failed; the site's log says why")
 
+    def leave(self, training_name: str) -> None:
+        """Erase what is here of a training that has ended, or that the site has withdrawn from.
+
+        Raises:
+            ExchangeAway: its objects may still be on the exchange.
+        """
+        protocol.finish(self.vault, training_name)
+        self._clear_work(training_name)
+        self._trainings.pop(training_name, None)
+
     def _refuse(self, request: Envelope, error: str, reason: str) -> Answer:
         step = request.kind.removeprefix("ask/")
         self._log.warning("refused %s: %s", step, reason)
@@ -178,9 +188,7 @@ class Site:
         name = self._open(
             AskFinish, request, lambda ask: join_context(ask.training, self._agreed(ask.training))
         ).training
-        protocol.finish(self.vault, name)
-        self._clear_work(name)
-        self._trainings.pop(name, None)
+        self.leave(name)
         return (self._reply(request, "done", Done(0.0)),)
 
     def _agreed(self, name: str) -> str:

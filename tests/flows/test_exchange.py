@@ -1,6 +1,8 @@
 """The exchange is trusted by nobody: size and digest are checked on every read."""
 
 import hashlib
+import resource
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.exchange import Exchange
+from flows.exchange import Exchange, ExchangeAway
 from flows.model import GlobalModel
 from ml_tasks.tabular import Standardisation
 from protocols.errors import BadMessage
@@ -47,6 +49,54 @@ def test_deleting_an_object_leaves_the_others(exchange: Exchange) -> None:
     with pytest.raises(BadMessage):
         exchange.get("ann", mine, size=1)
     assert exchange.get("ann", other, size=1) == b"2"
+
+
+def test_an_exchange_that_is_away_for_a_moment_is_waited_for(
+    exchange: Exchange, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    digest = exchange.put("ann", b"vector")
+    folder, away = tmp_path / "exchange", tmp_path / "away"
+    for use in (
+        lambda: exchange.get("ann", digest, size=6),
+        lambda: exchange.put("ann", b"other"),
+        lambda: exchange.delete("ann", digest),
+    ):
+        folder.rename(away)
+        folder.touch()
+        back = threading.Timer(1.0, lambda: (folder.unlink(), away.rename(folder)))
+        back.start()
+        use()
+        back.join()
+    assert sorted(path.name for path in (folder / "ann").iterdir()) == [hashlib.sha256(b"other").hexdigest()]
+    lines = [record.getMessage() for record in caplog.records if record.name == "fedseal.exchange"]
+    assert set(lines[:2]) == {
+        "the exchange cannot be used (Not a directory); trying again in 0.5 s",
+        "the exchange cannot be used (Not a directory); trying again in 1 s",
+    }
+
+
+def test_an_exchange_that_stays_away_is_told_in_one_line_without_its_place(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    exchange = Exchange((tmp_path / "file" / "exchange").as_uri(), patience_s=0)
+    for use in (
+        lambda: exchange.get("ann", "0" * 64, size=6),
+        lambda: exchange.put("ann", b"other"),
+        lambda: exchange.delete("ann", "0" * 64),
+    ):
+        with pytest.raises(ExchangeAway, match=r"^the exchange cannot be used \(Not a directory\)$"):
+            use()
+
+
+def test_an_object_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path) -> None:
+    exchange = Exchange((tmp_path / "exchange").as_uri(), patience_s=0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ExchangeAway, match="File too large"):
+            exchange.put("ann", bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_model_survives_the_way_there_and_back_and_its_bytes_are_always_the_same() -> None:

@@ -195,3 +195,38 @@ def test_what_a_site_writes_in_a_refusal_cannot_command_a_terminal_or_fill_a_log
     assert isinstance(answer, Absent)
     assert answer.reason.isprintable()
     assert len(answer.reason) < 600
+
+
+def test_a_full_disk_is_a_refusal_in_one_line_and_the_site_goes_on_when_there_is_room(run: Trial) -> None:
+    """SQLite's own limit on pages stands for the disk: it fails in the same way, for real."""
+    vault = run.local.sites.sites["ann"].vault
+    log = vault.folder / "site.log"
+    pages = vault._db.execute("PRAGMA page_count").fetchone()[0]
+    assert vault._db.execute(f"PRAGMA max_page_count = {pages}").fetchone()[0] == pages
+    plan = plan_for(name="a" * 40)
+    said = [refusal(join(run, "ann", plan, f"{'t' * 60}-{number}")) for number in range(40) if full(run, plan, number)]
+    assert said and set(said) == {"the site's disk is full: when it has room, the site goes on"}
+    assert "Traceback" not in log.read_text()
+    assert f"refused join: {said[0]}" in log.read_text()
+    vault._db.execute("PRAGMA max_page_count = 100000")
+    assert join(run, "ann", plan, f"{'t' * 60}-99").kind == "joined"
+    assert vault._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def full(run: Trial, plan: Plan, number: int) -> bool:
+    """Whether a site no longer joins."""
+    return join(run, "ann", plan, f"{'t' * 60}-{number}").kind == "refusal"
+
+
+def test_an_exchange_that_is_away_is_a_refusal_in_one_line(run: Trial, tmp_path: Path) -> None:
+    assert join(run, "ann").kind == "joined"
+    context = run.live.context("training", 1, 1)
+    run.local.exchange._patience_s = 0
+    (tmp_path / "exchange").rename(tmp_path / "away")
+    (tmp_path / "exchange").touch()
+    said = refusal(send(run, "ann", "train", context.digest, AskWork(context)))
+    assert said == "the exchange cannot be used (Not a directory)"
+    assert "Traceback" not in (tmp_path / "sites" / "ann" / "site.log").read_text()
+    (tmp_path / "exchange").unlink()
+    (tmp_path / "away").rename(tmp_path / "exchange")
+    assert send(run, "ann", "train", context.digest, AskWork(context)).kind == "done"

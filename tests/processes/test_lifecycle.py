@@ -119,9 +119,9 @@ def assert_clean(home: Consortium, run: UUID) -> None:
 
 
 def assert_no_traceback(home: Consortium) -> None:
-    """What went wrong on the way was said in one line."""
+    """What went wrong on the way was said in one line; the server's own log is Prefect's."""
     for name, text in home.logs().items():
-        assert "Traceback" not in text, (name, text)
+        assert "Traceback" not in text or name.startswith("server/"), (name, text)
 
 
 def test_a_training_over_processes_ends_with_the_model_of_local_mode_whatever_the_server_shows_a_worker(
@@ -240,11 +240,13 @@ def test_a_restarted_server_and_an_exchange_that_is_away_delay_a_training(home: 
     exchange = home.home.folder / "exchange"
     exchange.rename(exchange.with_name("away"))
     exchange.touch()
-    time.sleep(4)
+    logs = [home.home.coordinator / "coordinator.log", *(home.home.site(site) / "site.log" for site in SITES)]
+    line = "the exchange cannot be used (Not a directory); trying again in 0.5 s"
+    eventually(lambda: any(line in log.read_text() for log in logs if log.exists()), 60)
     exchange.unlink()
     exchange.with_name("away").rename(exchange)
     done = home.sums(run)
-    eventually(lambda: home.sums(run) > done, 60)
+    eventually(lambda: home.sums(run) > done, 90)
 
     home.stop("server")
     time.sleep(2)

@@ -1,6 +1,7 @@
 """The vault: what it answers for is on disk, what it rolls back is whole again, what it erases is in no file."""
 
 import os
+import resource
 import sqlite3
 import stat
 import subprocess
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from protocols import site as durable
 from protocols.contexts import sha256
 from protocols.errors import Refused
+from protocols.files import is_full, write_whole
 from protocols.keys import Identity
 from protocols.messages import AskAdvertise
 from protocols.vault import Entry, Vault
@@ -261,3 +263,20 @@ assert len(ended) == 120
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_file_that_a_full_disk_cuts_short_is_not_left_behind_and_the_old_one_stays(tmp_path: Path) -> None:
+    """The kernel's limit on a file's size stands for the disk."""
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError) as failed:
+            write_whole(path, bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert is_full(failed.value)
+    assert not is_full(FileNotFoundError(2, "no")) and not is_full(ValueError())
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+    assert path.read_bytes() == b"old"

@@ -1,0 +1,119 @@
+"""fedseal's own workers: a run is a name and two parameters to them; a server that is away does not end them."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
+
+import httpx
+import pytest
+from prefect.client.schemas.objects import StateType
+from prefect.workers.base import BaseWorker
+
+from deploy.site import refusal_of
+from deploy.worker import OwnProgram, SiteWorker, parameters_of
+from protocols.keys import Identity
+from protocols.vault import Decision, Vault
+
+GOOD = {"training": "t-1", "training_run": str(uuid4())}
+
+
+def run(parameters: dict) -> SimpleNamespace:
+    """A flow run as the server shows it."""
+    return SimpleNamespace(parameters=parameters)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"training": "t-1"},
+        GOOD | {"more": 1},
+        GOOD | {"training": "../../x"},
+        GOOD | {"training": "T"},
+        GOOD | {"training_run": "no id"},
+        GOOD | {"training": None},
+    ],
+)
+def test_a_run_with_other_parameters_is_refused(parameters: dict, tmp_path: Path) -> None:
+    assert parameters_of(run(parameters)) is None
+    state = refusal_of(Vault(tmp_path / "vault"))(run(parameters))
+    assert state is not None and state.type == StateType.FAILED and "Refused" in str(state.message)
+
+
+def test_a_training_that_the_site_has_withdrawn_from_is_refused_as_cancelled(tmp_path: Path) -> None:
+    vault = Vault(tmp_path / "vault")
+    vault.keep_identity(Identity.generate("north"))
+    refusal = refusal_of(vault)
+    assert refusal(run(GOOD)) is None
+    vault.decide(Decision("t-1", "", "", "revoked"))
+    state = refusal(run(GOOD))
+    assert state is not None and state.type == StateType.CANCELLED
+
+
+def test_no_job_variable_of_the_server_is_read() -> None:
+    pool = SimpleNamespace(base_job_template={"job_configuration": {"command": "touch /x"}, "variables": {}})
+    resolved = asyncio.run(
+        OwnProgram.resolve_for_flow_run(
+            SimpleNamespace(job_variables={"command": "touch /x", "env": {"X": "1"}}),
+            client=None,
+            work_pool=pool,
+            worker_name="north",
+            deployment=SimpleNamespace(entrypoint="os:system", pull_steps=[{"run": "touch /x"}]),
+        )
+    )
+    assert resolved == OwnProgram()
+
+
+def test_a_server_that_is_away_does_not_end_a_worker_and_one_that_refuses_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worker = SiteWorker(tmp_path, "site-north", "north", lambda run: None)
+    request = httpx.Request("GET", "http://x")
+    found: list[list | Exception] = [
+        httpx.ConnectError("no"),
+        httpx.HTTPStatusError("no", request=request, response=httpx.Response(503, request=request)),
+        [],
+        httpx.ReadTimeout("no"),
+        httpx.HTTPStatusError("no", request=request, response=httpx.Response(401, request=request)),
+    ]
+
+    async def look(self: BaseWorker) -> list:
+        one = found.pop(0)
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    monkeypatch.setattr(BaseWorker, "get_and_submit_flow_runs", look)
+    for _ in range(4):
+        assert asyncio.run(worker.get_and_submit_flow_runs()) == []
+    with pytest.raises(httpx.HTTPStatusError):
+        asyncio.run(worker.get_and_submit_flow_runs())
+    assert capsys.readouterr().err.count("the Prefect server is away") == 2, "once for each time that it was away"
+
+
+def test_a_program_does_not_outlive_its_worker() -> None:
+    program = "from deploy.worker import end_with_worker; end_with_worker(); import time; time.sleep(60)"
+    worker = (
+        f"import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {program!r}]).pid, flush=True)"
+    )
+    started = subprocess.Popen(
+        [sys.executable, "-c", f"{worker}; time.sleep(60)"], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+    assert started.stdout is not None
+    child = int(started.stdout.readline())
+    time.sleep(8)
+    assert Path(f"/proc/{child}").exists()
+    started.kill()
+    started.wait()
+    started.stdout.close()
+    for _ in range(50):
+        if not Path(f"/proc/{child}").exists():
+            return
+        time.sleep(0.2)
+    os.kill(child, 9)
+    pytest.fail("the program goes on without its worker")

@@ -1,0 +1,181 @@
+"""How the coordinator hears a site: whoever can write to the Prefect API may delay an answer, never give one."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.states import Cancelling, Crashed
+
+from flows.collect import Absent
+from flows.exchange import Exchange
+from flows.mailbox import Mailbox, answer_key, pack, request_key
+from flows.messages import AskFinish, AskJoin, Done
+from flows.remote import RemoteSites
+from protocols.messages import COORDINATOR, Envelope, envelope
+from tests.flows.server import CONSORTIUM, COORDINATOR_KEY, KEYS, client, keys_of, new_run, post
+
+__all__ = ["client"]
+
+CONTEXT = "1" * 64
+REQUEST = envelope(COORDINATOR_KEY, "ask/finish", CONTEXT, "ann", AskFinish("t"))
+ANSWER = envelope(KEYS["ann"], "done", CONTEXT, COORDINATOR, Done(1.0))
+
+
+class Line:
+    """A coordinator whose site ann has joined, in a participation that the test plays."""
+
+    def __init__(self, client: SyncPrefectClient, folder: Path) -> None:
+        self.client, self.exchange = client, Exchange((folder / "exchange").as_uri())
+        self.training_run, self.run = new_run(client), new_run(client)
+        self.ending = threading.Event()
+        self.sites = RemoteSites(client, "t", self.training_run, CONSORTIUM, self.exchange, self.ending)
+        self.requests, self.answers = Mailbox(client, self.run), Mailbox(client, self.training_run)
+        self.sites._links["ann"].run, self.sites._links["ann"].joined = self.run, True
+
+    def ask(self, play: Callable[[], object], deadline_s: float = 20) -> tuple[Envelope, ...] | Absent:
+        """Ask ann, while ``play`` is played."""
+        played = threading.Thread(target=play, daemon=True)
+        played.start()
+        answer = self.sites.ask("ann", REQUEST, deadline_s)
+        played.join(20)
+        return answer
+
+    def asked(self) -> str:
+        """Wait for the request; gives its key."""
+        while not self.requests.take("ask-"):
+            time.sleep(0.05)
+        return request_key(REQUEST)
+
+    def state(self, run: UUID, state: object) -> None:
+        """Set a run's state."""
+        self.client.set_flow_run_state(run, state, force=True)
+
+
+@pytest.fixture
+def line(client: SyncPrefectClient, tmp_path: Path) -> Iterator[Line]:
+    """A line to ann."""
+    line = Line(client, tmp_path)
+    yield line
+    line.sites.close()
+
+
+def gone(box: Mailbox) -> bool:
+    """Whether a mailbox is soon empty: an answer is deleted right after it is handed over."""
+    for _ in range(100):
+        if not keys_of(box):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def text(*messages: Envelope) -> str:
+    """Messages as the text of an input."""
+    return f"[{','.join(message.to_json() for message in messages)}]"
+
+
+def test_an_answer_comes_back_and_leaves_no_message(line: Line) -> None:
+    assert line.ask(lambda: line.answers.put(answer_key("ann", line.asked()), text(ANSWER))) == (ANSWER,)
+    assert gone(line.answers)
+
+
+FORGED = {
+    "unsigned": lambda: text(Envelope(**{**_fields(ANSWER), "signature": "00" * 64})),
+    "signed by another site": lambda: text(envelope(KEYS["bob"], "done", CONTEXT, COORDINATOR, Done(1.0))),
+    "signed by another in her name": lambda: text(Envelope(**{**_fields(ANSWER), "signature": _bobs(ANSWER)})),
+    "changed": lambda: text(Envelope(**{**_fields(ANSWER), "kind": "refusal"})),
+    "empty": lambda: "[]",
+    "garbage": lambda: "garbage",
+    "too long": lambda: "x" * 3_000_000,
+    "one forged of two": lambda: text(ANSWER, Envelope(**{**_fields(ANSWER), "signature": "00" * 64})),
+    "a parcel that is not there": lambda: '{"object": "' + "0" * 64 + '", "size": 10}',
+}
+
+
+def _fields(message: Envelope) -> dict[str, str]:
+    return {name: getattr(message, name) for name in message.__slots__}
+
+
+def _bobs(message: Envelope) -> str:
+    return KEYS["bob"].sign(message.signed_bytes).hex()
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_forged_answer_is_thrown_away_and_the_true_one_taken(line: Line, forged: str) -> None:
+    def play() -> None:
+        key = answer_key("ann", line.asked())
+        post(line.answers, key, FORGED[forged]())
+        while keys_of(line.answers):
+            time.sleep(0.05)
+        line.answers.put(key, text(ANSWER))
+
+    assert line.ask(play) == (ANSWER,)
+    assert gone(line.answers)
+
+
+def test_a_long_answer_comes_through_the_exchange(line: Line) -> None:
+    long = envelope(KEYS["ann"], "done", CONTEXT, COORDINATOR, AskJoin("t", "x" * 100_000))
+
+    def play() -> None:
+        message, parcel = pack((long,), line.exchange, "ann")
+        assert parcel is not None
+        line.answers.put(answer_key("ann", line.asked()), message)
+
+    assert line.ask(play) == (long,)
+
+
+def test_no_answer_is_an_absence_and_takes_the_request_back(line: Line) -> None:
+    began = time.monotonic()
+    assert line.sites.ask("ann", REQUEST, 1.0) == Absent("no answer within 1 s")
+    assert time.monotonic() - began < 10
+    assert gone(line.requests)
+
+
+def test_answers_that_nobody_waits_for_are_deleted(line: Line) -> None:
+    def play() -> None:
+        key = line.asked()
+        for number in range(20):
+            post(line.answers, f"answer-bob-ask-{number}", "late")
+        line.answers.put(answer_key("ann", key), text(ANSWER))
+
+    assert line.ask(play) == (ANSWER,)
+    assert line.ask(lambda: line.answers.put(answer_key("ann", line.asked()), text(ANSWER))) == (ANSWER,)
+    assert gone(line.answers)
+
+
+def test_a_site_that_has_not_joined_is_not_waited_for(line: Line) -> None:
+    began = time.monotonic()
+    assert line.sites.ask("bob", REQUEST, 60) == Absent("has not joined yet")
+    assert time.monotonic() - began < 1
+
+
+def test_a_late_site_is_waited_for_without_holding_up_others_that_ask_it(line: Line) -> None:
+    join = envelope(COORDINATOR_KEY, "ask/join", CONTEXT, "bob", AskJoin("t", "{}"))
+    late = threading.Thread(target=lambda: line.sites.ask("bob", join, 60))
+    late.start()
+    time.sleep(1)
+    began = time.monotonic()
+    answer = line.sites.ask("bob", REQUEST, 60)
+    assert isinstance(answer, Absent)
+    assert time.monotonic() - began < 5
+    line.ending.set()
+    late.join(20)
+    assert not late.is_alive(), "the end of the training ends the waiting"
+
+
+def test_a_participation_that_ends_under_a_question_is_told(line: Line) -> None:
+    answer = line.ask(lambda: (line.asked(), line.state(line.run, Crashed())))
+    assert answer == Absent("is not registered at the Prefect server: fedseal site serve does it")
+    assert gone(line.requests)
+
+
+@pytest.mark.parametrize("state", [Cancelling, Crashed])
+def test_a_training_whose_run_is_cancelled_or_ended_asks_nobody_anything_more(line: Line, state: type) -> None:
+    began = time.monotonic()
+    answer = line.ask(lambda: (line.asked(), line.state(line.training_run, state())), 60)
+    assert isinstance(answer, Absent)
+    assert line.sites.cancelled and line.ending.is_set()
+    assert time.monotonic() - began < 30
