@@ -23,7 +23,7 @@ from flows.settings import SITE_FILE, TRAINING, TRAINING_DEPLOYMENT, pool_of
 T = TypeVar("T")
 
 TINY, SLOW, LONG = (f"tests.processes.tasks:{name}" for name in ("Tiny", "Slow", "Long"))
-TASKS = (TINY, SLOW, LONG, "ml_tasks.breast_cancer:BreastCancer")
+TASKS = (TINY, SLOW, "tests.processes.tasks:Sleepy", LONG, "ml_tasks.breast_cancer:BreastCancer")
 
 
 @dataclass

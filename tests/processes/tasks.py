@@ -29,3 +29,12 @@ class Long(_Tiny):
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         time.sleep(0.5)
         return super().loss(logits, targets)
+
+
+class Sleepy(_Tiny):
+    """Loads for longer than a minute at one site, while the others wait."""
+
+    def load(self, folder: Path | None, site: str) -> SiteData:
+        if site == "east":
+            time.sleep(85)
+        return super().load(folder, site)
