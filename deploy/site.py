@@ -234,20 +234,23 @@ def once_there(server: PrefectServer, do: Callable[[], None]) -> None:
     It is waited for with growing pauses: a site may well be started before the server, or while it is away.
     """
     import httpx
-    from prefect.exceptions import PrefectHTTPStatusError
+
+    from flows.mailbox import is_away
 
     said = False
     for pause_s in pauses(1.0, 30.0):
         try:
             return do()
-        except PrefectHTTPStatusError as error:
-            why = f"HTTP {error.response.status_code}"
-            if error.response.is_client_error:
+        except httpx.HTTPError as error:
+            why = (
+                f"HTTP {error.response.status_code}"
+                if isinstance(error, httpx.HTTPStatusError)
+                else type(error).__name__
+            )
+            if not is_away(error):
                 raise fail(
                     f"the Prefect server at {server.url} refuses ({why}): mend url or auth in [prefect]"
                 ) from None
-        except (httpx.HTTPError, RuntimeError) as error:
-            why = type(error).__name__
         if not said:
             print(f"fedseal: the Prefect server at {server.url} does not answer ({why}): waiting", file=sys.stderr)
         said = True

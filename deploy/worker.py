@@ -36,6 +36,7 @@ from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from flows.mailbox import is_away
 from protocols.contexts import TrainingName
 
 HEARTBEAT_S = 15
@@ -130,7 +131,7 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
             self._away = False
             return result
         except httpx.HTTPError as error:
-            if isinstance(error, httpx.HTTPStatusError) and not error.response.is_server_error:
+            if not is_away(error):
                 raise
             if not self._away:
                 print(f"fedseal: the Prefect server is away ({type(error).__name__}): waiting for it", file=sys.stderr)

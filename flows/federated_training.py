@@ -9,12 +9,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import httpx
 from prefect import flow
 from prefect.futures import PrefectFuture
 
 from flows.collect import Absent
+from flows.mailbox import is_away
 from flows.messages import AskFinish, AskJoin, Joined, join_context
-from flows.pauses import pauses
+from flows.pauses import FIRST_S, pauses
 from flows.plan import Plan
 from flows.report import Report, RoundRecord
 from flows.secure_round import PROTOCOLS, Outcome
@@ -23,6 +25,9 @@ from flows.steps import Asked, gather, named, only_message, step
 from protocols.contexts import Purpose
 from protocols.errors import BelowThreshold, Refused
 from protocols.messages import COORDINATOR, Envelope, open_body
+
+AWAY_S = 30.0
+"""The longest pause between two looks for a Prefect server that is away."""
 
 Joins = Mapping[str, PrefectFuture[Asked]]
 
@@ -79,25 +84,30 @@ def missing(future: PrefectFuture[Asked]) -> bool:
 def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
     """Make attempts at a sum until one succeeds, and commit the model that it gives; not again what is finished.
 
+    An attempt that the Prefect server's absence has cut off does not count.
+
     Raises:
         BelowThreshold: after ``max_attempts``, with the last attempt's reasons.
     """
     live = session(training)
     if live.checkpoint.record(purpose, number) is not None:
         return
-    held = live.checkpoint.held(number)
-    attempt = held.context.attempt if held else live.checkpoint.next_attempt(number)
-    last = attempt + plan.max_attempts - 1
+    failed, away = 0, pauses(FIRST_S, AWAY_S)
     while True:
+        held = live.checkpoint.held(number)
+        attempt = held.context.attempt if held else live.checkpoint.next_attempt(number)
         began = time.monotonic()
         live.checkpoint.begin(number, attempt)
         try:
             outcome: Outcome = run_round(training, plan.protection.protocol, purpose, number, attempt)
             break
         except BelowThreshold:
-            if attempt == last or live.ending.is_set():
+            failed += 1
+            if failed == plan.max_attempts or live.ending.is_set():
                 raise
-            attempt += 1
+        except httpx.HTTPError as error:  # Prefect's engine, without its server: taken up as if this process had ended
+            if not is_away(error) or live.ending.wait(next(away)):
+                raise
     record = RoundRecord(
         purpose,
         number,

@@ -200,3 +200,8 @@ def answer_key(site: str, request: str) -> str:
 def unreachable(error: Exception) -> MailboxError:
     """What is said of a server that has not answered."""
     return MailboxError(f"the Prefect server cannot be reached ({type(error).__name__})")
+
+
+def is_away(error: httpx.HTTPError) -> bool:
+    """Whether a server cannot be reached or is in trouble, so that it may be asked the same again; else it refuses."""
+    return not isinstance(error, httpx.HTTPStatusError) or error.response.is_server_error

@@ -149,10 +149,10 @@ class Consortium:
         worker.kill()
         worker.wait()
 
-    def logs(self) -> dict[str, str]:
+    def logs(self, last: int = 1500) -> dict[str, str]:
         """The end of every log, for a failing test's message."""
         files = [*self.home.folder.glob("*/*.log"), *self.home.folder.glob("sites/*/*.log")]
-        return {str(path.relative_to(self.home.folder)): path.read_text()[-1500:] for path in sorted(files)}
+        return {str(path.relative_to(self.home.folder)): path.read_text()[-last:] for path in sorted(files)}
 
 
 @contextmanager
