@@ -135,11 +135,26 @@ def check_plan(read: Callable[[], Plan]) -> tuple[Plan, Task, NDArray[np.float32
     try:
         plan = read()
         task = load_task(plan.task)
-        vector = initial_vector(task, plan.seed)
+        vector = first_vector(task, plan)
         check_rings(plan, task, vector.size)
     except (PlanError, RingTooSmall) as error:
         raise Failure(str(error), REFUSED) from None
     return plan, task, vector
+
+
+def first_vector(task: Task, plan: Plan) -> NDArray[np.float32]:
+    """The model's first vector.
+
+    Raises:
+        PlanError: the task's own code fails, or its model has no parameters.
+    """
+    try:
+        vector = initial_vector(task, plan.seed)
+    except Exception as error:  # a user's module may fail in any way
+        raise PlanError(f"task {plan.task}: its model cannot be made ({type(error).__name__}): mend it") from None
+    if vector.size == 0:
+        raise PlanError(f"task {plan.task}: its model has no parameters: mend it")
+    return vector
 
 
 def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options: Options) -> None:

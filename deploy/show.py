@@ -32,8 +32,14 @@ class Screen:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=self._err, disable=not self._err.is_terminal)
         self._bar = self._progress.add_task("starting", total=plan.rounds)
+        self._introduced = False
 
     def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def _introduce(self) -> None:
+        """Say what is running, once it has got as far as its first sum: what is refused before is one line."""
         plan, rules = self._plan, self._plan.protection
         self._say(f"{self._task.title}. {self._task.provenance}")
         self._say(
@@ -41,8 +47,7 @@ class Screen:
             f"threshold {rules.threshold}, colluding {rules.colluding}"
         )
         self._say(f"The run's folder is {self._folder}")
-        self._progress.start()
-        return self
+        self._introduced = True
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -51,6 +56,8 @@ class Screen:
 
     def finished(self, record: RoundRecord) -> None:
         """Tell of a finished sum."""
+        if not self._introduced:
+            self._introduce()
         name = f"{record.purpose} {record.round}.{record.attempt}"
         figures = ", ".join(
             f"{key} {record.metrics[key]:.4f}" for key in ("loss", "accuracy", "auroc") if key in record.metrics

@@ -36,10 +36,11 @@ class UpdateRing(_Part):
     """How a model update becomes integers: x * scale, rounded, in Z_2^bits."""
 
     bits: Literal[16, 32, 64] = Field(default=32, description="Bits a parameter takes on the wire.")
-    scale: float = Field(default=2.0**20, gt=0, description="Grid steps per unit.")
+    scale: float = Field(default=2.0**20, gt=0, le=2.0**62, description="Grid steps per unit.")
     max_abs: float = Field(
         default=8.0,
         gt=0,
+        le=2.0**62,
         title="Largest magnitude",
         description="Sites clamp each parameter's update to this magnitude.",
     )
@@ -64,6 +65,7 @@ class Protection(_Part):
     max_examples: int = Field(
         default=10_000,
         ge=1,
+        lt=2**31,
         title="Most examples at a site",
         description="Public bound on a site's number of examples.",
     )
@@ -90,20 +92,26 @@ class Deadlines(_Part):
     """How long the coordinator waits, in seconds."""
 
     join_s: float = Field(
-        default=300.0, gt=0, title="Time to join (seconds)", description="For the sites to join before the first round."
+        default=300.0,
+        gt=0,
+        le=1e7,
+        title="Time to join (seconds)",
+        description="For the sites to join before the first round.",
     )
     train_s: float = Field(
         default=600.0,
         gt=0,
+        le=1e7,
         title="Time for local work (seconds)",
         description="For a site's local training or evaluation.",
     )
     step_s: float = Field(
-        default=60.0, gt=0, title="Time for a protocol step (seconds)", description="For a protocol step."
+        default=60.0, gt=0, le=1e7, title="Time for a protocol step (seconds)", description="For a protocol step."
     )
     finish_s: float = Field(
         default=300.0,
         gt=0,
+        le=1e7,
         title="Time to finish a confirmed round (seconds)",
         description="For finishing a round whose survivor set is confirmed.",
     )

@@ -22,6 +22,7 @@ def refused(home: Path, *words: str | Path) -> str:
     assert out == ""
     lines = [line for line in err.splitlines() if line.startswith("fedseal: ")]
     assert len(lines) == 1
+    assert err.count("\n") == 1, err
     assert "Traceback" not in err
     assert not (home / "runs").exists() or not list((home / "runs").iterdir())
     return lines[0]

@@ -46,6 +46,7 @@ class FaultySites:
     faults: dict[tuple[str, str], Fault]
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
     requests: list[Envelope] = field(default_factory=list)
+    answers: list[Envelope] = field(default_factory=list)
 
     def ask(self, site: str, request: Envelope, deadline_s: float) -> Answer | Absent:
         step = request.kind.removeprefix("ask/")
@@ -55,6 +56,7 @@ class FaultySites:
         if fault == "lost":
             return Absent("not reached")
         answer = self.local.ask(site, request, deadline_s)
+        self.answers += () if isinstance(answer, Absent) else answer
         return Absent("too late") if fault == "late" else answer
 
 

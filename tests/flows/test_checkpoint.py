@@ -17,6 +17,7 @@ from flows.report import RoundRecord
 from flows.session import opened
 from protocols.contexts import AttemptContext
 from protocols.errors import BelowThreshold
+from protocols.messages import Advert, Envelope, parse
 from protocols.receipt import Evidence, chain_start
 from tests.flows.consortium import always, at, plan_for, trial
 from tests.flows.tasks import SITES
@@ -108,17 +109,21 @@ def check_parameters(training: str, expected: set[tuple[str, int, int]]) -> None
 
 def test_no_mask_is_used_twice_over_cuts_and_attempts(tmp_path: Path) -> None:
     plan = plan_for("Bare", rounds=2, max_attempts=1)
+    answers: list[Envelope] = []
     for counts in ([0], [1], [2], []):
         faults = {(site, "mask"): at(counts, "late") for site in ("ann", "bob")}
         try:
             with trial(tmp_path, plan, faults) as run:
+                answers = run.sites.answers = [*answers]
                 run.train()
         except BelowThreshold:
             continue
-    with trial(tmp_path, plan) as run:
-        for site in run.local.sites.sites.values():
-            rows = site.vault._db.execute("SELECT attempt_context, input FROM journal WHERE step = 'mask'").fetchall()
-            assert len({context for context, _ in rows}) == len(rows) >= 3
+    for site in SITES:
+        adverts = [one for one in answers if (one.sender, one.kind) == (site, "advert")]
+        keys = {parse(Advert, one.body, party=site, step="advert").mask_key: one.context for one in adverts}
+        assert len(keys) == len(set(keys.values())) == len({one.context for one in adverts}) >= 4
+        masked = {(one.context, one.body) for one in answers if (one.sender, one.kind) == (site, "masked")}
+        assert len({context for context, _ in masked}) == len(masked) >= 3
 
 
 @pytest.mark.parametrize(

@@ -83,3 +83,17 @@ def test_a_plan_that_is_no_toml_or_not_there_is_one_line(tmp_path: Path) -> None
         assert "\n" not in str(caught.value)
     with pytest.raises(PlanError):
         make_plan({}, source="empty")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"protection": {"update": {"scale": 1e300}}},
+        {"protection": {"update": {"max_abs": 1e300}}},
+        {"protection": {"max_examples": 10**18}},
+        {"deadlines": {"step_s": 1e300}},
+    ],
+)
+def test_a_number_that_no_ring_and_no_clock_can_hold_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(PlanError, match="less than"):
+        plan_for(**fields)

@@ -14,8 +14,8 @@ HEADER = "center,center_id,row_in_file,split"
 
 
 @pytest.fixture(scope="module")
-def real_folder() -> Path:
-    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "uci-heart"
+def real_folder(shared_data: Path) -> Path:
+    folder = shared_data / "uci-heart"
     if not folder.is_dir():
         pytest.skip(f"UCI Heart Disease with FLamby's split is not at {folder}")
     return folder
