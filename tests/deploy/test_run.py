@@ -157,7 +157,8 @@ def test_a_malformed_table_names_the_site_and_the_line_and_shows_no_cell(
 
 
 def test_an_update_with_nan_names_the_site_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
-    assert "cat: " in refused(home, tiny(tmp_path, "Diverging"), "--json", tmp_path / "report.json")
+    words = (tiny(tmp_path, "Diverging"), "--json", tmp_path / "report.json")
+    assert "cat: " in refused(home, *words, after_sums=True)
     assert not (tmp_path / "report.json").exists()
 
 

@@ -42,7 +42,7 @@ class Consortium:
             "sites": list(self.home.sites),
             "rounds": 2,
             "local": {"steps": 3, "batch_size": 4},
-            "deadlines": {"join_s": 90, "step_s": 60, "train_s": 90, "finish_s": 90},
+            "deadlines": {"join_s": 90 + 10 * len(self.home.sites), "step_s": 60, "train_s": 90, "finish_s": 90},
         }
         return make_plan({**raw, **fields}, source="test")
 
