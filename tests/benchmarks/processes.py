@@ -45,7 +45,7 @@ def measure(running: Consortium, rounds: int) -> dict[str, object]:
     plan = running.plan(rounds=rounds, name="overhead")
     began = time.time()
     run = running.submit(plan)
-    running.finished(run, 120 + 30 * rounds)
+    running.finished(run, 300 + 10 * rounds * len(plan.sites))
     training = [one for one in running.rounds(run) if one.parameters["purpose"] == "training"]
     overheads, steps = [], defaultdict(list)
     for one in training[1:]:
