@@ -23,7 +23,7 @@ test: $(STAMP) ## check style, types, layers, and run all but the slow tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(STAMP) ## run the slow tests
 	$(BIN)/pytest -m slow
