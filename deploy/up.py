@@ -28,6 +28,7 @@ from protocols.messages import COORDINATOR
 
 HOSPITALS = ("north", "east", "south", "west")
 """The sites of the embedded example; more are numbered."""
+EXAMPLE = Path(__file__).parent / "plans" / "breast_cancer.toml"
 TASK = "ml_tasks.breast_cancer:BreastCancer"
 START_S = 120.0
 SERVER_SETTINGS = {
@@ -56,6 +57,11 @@ class Home:
         return self.folder / "sites" / name
 
     @property
+    def example(self) -> Path:
+        """The embedded example, over the sites of this home."""
+        return self.folder / "example.toml"
+
+    @property
     def coordinator(self) -> Path:
         """The coordinator's folder."""
         return self.folder / "coordinator"
@@ -63,7 +69,17 @@ class Home:
 
 def site_names(count: int) -> tuple[str, ...]:
     """The names of the simulated hospitals."""
-    return HOSPITALS[:count] if count <= len(HOSPITALS) else tuple(f"hospital-{one}" for one in range(1, count + 1))
+    if count <= len(HOSPITALS):
+        return HOSPITALS[:count]
+    return tuple(f"hospital-{place}-of-{count}" for place in range(1, count + 1))
+
+
+def write_example(home: Home) -> Path:
+    """Write the embedded example for the sites of this home; the form in the UI begins with it."""
+    sites = "sites = [" + ", ".join(f'"{site}"' for site in home.sites) + "]"
+    lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
+    home.example.write_text("\n".join(sites if line.startswith("sites = ") else line for line in lines) + "\n")
+    return home.example
 
 
 def found_home(folder: Path, sites: tuple[str, ...], url: str, tasks: tuple[str, ...] = (TASK,)) -> Home:
@@ -156,7 +172,8 @@ def running(home: Home, server: subprocess.Popen[bytes], sites: tuple[str, ...] 
     """Run the coordinator and sites of a home until the block ends; the server ends last."""
     home.processes["server"] = server
     try:
-        home.processes["coordinator"] = start_party(["coordinator", "serve"], home.coordinator)
+        form = ["--plan", str(home.example)] if home.example.exists() else []
+        home.processes["coordinator"] = start_party(["coordinator", "serve", *form], home.coordinator)
         for site in home.sites if sites is None else sites:
             home.processes[site] = start_party(["site", "serve"], home.site(site))
         yield home
@@ -183,11 +200,13 @@ def up(folder: Path, count: int, port: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     home = found_home(folder, site_names(count), f"http://127.0.0.1:{port}/api")
+    write_example(home)
     print(f"Starting a Prefect server, {count} sites and a coordinator; all of it is in {folder}", flush=True)
     with running(home, start_server(folder / "server", port)):
         print(
             f"Open http://127.0.0.1:{port}/deployments: federated-training / train is ready to run. Or, in another "
-            f"shell:\n    PREFECT_API_URL=http://127.0.0.1:{port}/api fedseal submit\nCtrl-C ends all of it.",
+            f"shell:\n    PREFECT_API_URL=http://127.0.0.1:{port}/api fedseal submit {home.example}\n"
+            "Ctrl-C ends all of it.",
             flush=True,
         )
         while not stop.wait(1.0):

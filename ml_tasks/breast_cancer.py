@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,6 +19,8 @@ from ml_tasks.task import DataError, Examples, Feature, SiteData, Task
 BENIGN_PERCENT = {"north": 50, "east": 30, "south": 12, "west": 8}
 MALIGNANT_PERCENT = {"north": 42, "east": 12, "south": 12, "west": 34}
 TEST_PERCENT = 30
+NUMBERED = re.compile(r"hospital-([1-9][0-9]?)-of-([1-9][0-9]?)")
+"""More hospitals, all alike, for trying out with any number of sites: the k-th of n."""
 
 # The largest plausible value of each measurement of the cell nuclei in an aspirate (Street, Wolberg, Mangasarian 1993).
 # A nucleus's radius stays below 40 in the units of the images; a circle of it bounds perimeter and area; texture is a
@@ -54,8 +57,11 @@ class BreastCancer(Task):
 
     def load(self, folder: Path | None, site: str) -> SiteData:
         """Give the masses of one simulated hospital; the same ones on every machine."""
-        if site not in BENIGN_PERCENT:
-            raise DataError(f"breast cancer: there is no site {site!r}; use {', '.join(BENIGN_PERCENT)}")
+        if site not in BENIGN_PERCENT and not _is_numbered(site):
+            raise DataError(
+                f"breast cancer: there is no site {site!r}; use {', '.join(BENIGN_PERCENT)}, or hospital-1-of-6 and so"
+                " on"
+            )
         features, benign = load_breast_cancer(return_X_y=True)
         features, targets = features.astype(np.float32), (benign == 0).astype(np.float32)
         parts = [_rows(targets, 0, BENIGN_PERCENT, site), _rows(targets, 1, MALIGNANT_PERCENT, site)]
@@ -74,9 +80,19 @@ def _rows(targets: NDArray[np.float32], diagnosis: int, percent: dict[str, int],
     A hash and not a random generator: generators may change between versions of numpy, and the sites with them.
     """
     rows = sorted(np.flatnonzero(targets == diagnosis).tolist(), key=lambda row: _hash(row, diagnosis))
-    names = list(percent)
-    before = sum(percent[name] for name in names[: names.index(site)])
-    return np.array(rows[_cut(len(rows), before) : _cut(len(rows), before + percent[site])], dtype=np.int64)
+    if (numbered := NUMBERED.fullmatch(site)) is not None:
+        place, hospitals = int(numbered[1]), int(numbered[2])
+        first, last = len(rows) * (place - 1) // hospitals, len(rows) * place // hospitals
+    else:
+        names = list(percent)
+        before = sum(percent[name] for name in names[: names.index(site)])
+        first, last = _cut(len(rows), before), _cut(len(rows), before + percent[site])
+    return np.array(rows[first:last], dtype=np.int64)
+
+
+def _is_numbered(site: str) -> bool:
+    numbered = NUMBERED.fullmatch(site)
+    return numbered is not None and int(numbered[1]) <= int(numbered[2])
 
 
 def _hash(row: int, diagnosis: int) -> bytes:

@@ -22,6 +22,16 @@ def test_the_hospitals_share_out_every_mass_exactly_once(hospitals: dict[str, Si
     assert sorted(map(tuple, dealt.tolist())) == sorted(map(tuple, everyone.tolist()))
 
 
+def test_any_number_of_numbered_hospitals_share_out_every_mass_exactly_once() -> None:
+    parts = [BreastCancer().load(None, f"hospital-{place}-of-20") for place in range(1, 21)]
+    dealt = np.concatenate([part.features for data in parts for part in (data.train, data.test)])
+    everyone = load_breast_cancer().data.astype(np.float32)
+    assert sorted(map(tuple, dealt.tolist())) == sorted(map(tuple, everyone.tolist()))
+    assert all(0 < part.targets.mean() < 1 for data in parts for part in (data.train, data.test))
+    with pytest.raises(DataError, match="no site"):
+        BreastCancer().load(None, "hospital-3-of-2")
+
+
 def test_target_1_is_malignant(hospitals: dict[str, SiteData]) -> None:
     malignant = sum(part.targets.sum() for data in hospitals.values() for part in (data.train, data.test))
     assert malignant == 212
