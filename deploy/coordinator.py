@@ -3,13 +3,16 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from deploy.site import DEFAULT_TASKS, fail, found, once_there, one_line
 from flows.settings import COORDINATOR_FILE, CoordinatorFolder, SettingsError
 from protocols.messages import COORDINATOR
+
+if TYPE_CHECKING:
+    from flows.plan import Plan
 
 app = typer.Typer(no_args_is_help=True, help="Found and serve the coordinator.")
 
@@ -94,12 +97,21 @@ def serve(
             TRAINING_DEPLOYMENT,
             about,
             schema,
-            {"plan": begin.model_dump(mode="json")},
+            {"plan": unresolved(begin)},
         ),
     )
     print(f"the coordinator serves; its runs are in {coordinator.runs}", file=sys.stderr, flush=True)
     with lock:
         serve(CoordinatorWorker(folder, COORDINATOR_POOL, "coordinator", lambda run: None))
+
+
+def unresolved(plan: "Plan") -> dict[str, Any]:
+    """A plan for the form: what follows from the roster is 0 there, so that it still does when sites are edited."""
+    from flows.plan import make_plan
+
+    fields = plan.model_dump(mode="json")
+    follows = fields | {"min_sites": 0, "protection": fields["protection"] | {"threshold": 0}}
+    return follows if make_plan(follows, source="form").digest == plan.digest else fields
 
 
 def submit(plan: Path, overrides: tuple[str, ...]) -> str:

@@ -11,8 +11,10 @@ import pytest
 import typer
 from prefect.exceptions import PrefectHTTPStatusError
 
+from deploy.coordinator import unresolved
 from deploy.site import once_there
-from deploy.up import Home, found_home
+from deploy.up import EXAMPLE, Home, found_home
+from flows.plan import make_plan, read_plan
 from flows.settings import PrefectServer, SettingsError, SiteFolder
 from protocols.consortium import write_consortium
 from protocols.keys import Consortium
@@ -216,3 +218,12 @@ def test_a_data_steward_decides_only_on_plans_that_wait(home: Home) -> None:
 def test_a_home_of_other_sites_is_not_taken_up(home: Home) -> None:
     with pytest.raises(SettingsError, match="another number of sites"):
         found_home(home.folder, ("north", "up", "down"), URL)
+
+
+def test_the_form_keeps_what_follows_from_the_roster_open_and_what_was_chosen() -> None:
+    example = read_plan(EXAMPLE)
+    form = unresolved(example)
+    assert (form["min_sites"], form["protection"]["threshold"]) == (0, 0)
+    assert make_plan(form, source="form") == example
+    chosen = read_plan(EXAMPLE, ["min_sites=3"])
+    assert unresolved(chosen)["min_sites"] == 3
