@@ -82,7 +82,7 @@ def started(running: Consortium, name: str) -> UUID:
 
 
 def test_the_form_starts_a_training_and_its_pages_show_rounds_and_steps(running: Consortium, page: Page) -> None:
-    deployment = running.client.read_deployment_by_name("federated-training/train").id
+    deployment = eventually(running.deployment, 60)
     address = f"{running.home.url.removesuffix('/api')}/deployments"
     page.goto(address)
     expect(page.get_by_text("federated-training").first).to_be_visible()

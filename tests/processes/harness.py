@@ -48,12 +48,12 @@ class Consortium:
 
     def submit(self, plan: Plan) -> UUID:
         """Start a training; gives its flow run."""
-        deployment = eventually(self._deployment, 60)
+        deployment = eventually(self.deployment, 60)
         return self.client.create_flow_run_from_deployment(
             deployment, parameters={"plan": plan.model_dump(mode="json")}
         ).id
 
-    def _deployment(self) -> UUID | None:
+    def deployment(self) -> UUID | None:
         try:
             return self.client.read_deployment_by_name(f"{TRAINING}/{TRAINING_DEPLOYMENT}").id
         except Exception:  # not registered yet
