@@ -91,7 +91,7 @@ def test_a_run_that_is_killed_at_a_random_instant_resumes_to_the_same_model(tmp_
 
 def check_masks(folder: Path) -> None:
     """Each sum was masked with keys of its own, as the receipt shows, and every round is in every vault."""
-    entries = json.loads((folder / "receipt.json").read_text())["entries"]
+    entries = json.loads((folder / "receipt.json").read_text())["rounds"]
     for site in entries[0]["survivors"]:
         adverts = [one["body"] for entry in entries for one in entry["adverts"] if one["sender"] == site]
         keys = {json.loads(body)["mask_key"] for body in adverts}
