@@ -47,7 +47,7 @@ def scheduled_training(plan: Plan) -> State[Any]:
     """
     ((live, sites, folder),) = _live
     try:
-        with opened(live):
+        with opened(live), closing(sites):  # no message is left when the run is said to have ended
             report = run_training(live.training, plan)
     except (ProtocolError, CheckpointError, OSError) as error:
         if sites.cancelled:

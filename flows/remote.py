@@ -295,6 +295,10 @@ class RemoteSites:
             state = states.get(run, StateType.CRASHED)  # one that was deleted has ended too
             if state in ENDED or state == StateType.CANCELLING:
                 self._ended[run] = state
+            if state in ENDED and run in states:  # killed before it could tidy
+                box = Mailbox(self._client, run)
+                for key in box.take("ask-"):
+                    box.delete(key)
         if states.get(self._run) in {StateType.CANCELLING, *ENDED}:
             self.cancelled = True
             self._ending.set()
