@@ -115,7 +115,7 @@ def assert_clean(home: Consortium, run: UUID) -> None:
     assert [path for path in left if path.parent.name != "@coordinator"] == []
     assert [path for path in left if path.suffix == ".unfinished"] == []
     for one in [run, *(one.id for site in SITES for one in home.participations(run, site))]:
-        assert home.inputs(one) == []
+        eventually(lambda one=one: home.inputs(one) == [], 20)
 
 
 def assert_no_traceback(home: Consortium) -> None:
