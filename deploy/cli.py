@@ -4,7 +4,6 @@ Exit codes: 0 done; 1 failed; 2 refused or bad input, with one line that says wh
 """
 
 import os
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -22,7 +21,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from deploy import coordinator, site  # noqa: E402 - after the settings
+from deploy import EXAMPLE, coordinator, home, site  # noqa: E402 - after the settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 consortium_app = typer.Typer(no_args_is_help=True, help="The file that says who is who.")
@@ -61,8 +60,7 @@ def run(
         else:
             runs.resume(resume, plan, tuple(overrides or ()), options)
     except runs.Failure as failure:
-        print(f"fedseal: {failure}", file=sys.stderr)
-        raise typer.Exit(failure.exit_code) from None
+        raise site.fail(failure, failure.exit_code) from None
 
 
 @app.command("plan")
@@ -78,8 +76,7 @@ def price_plan(
     try:
         checked, task, vector = runs.check_plan(lambda: read_plan(plan, tuple(overrides or ())))
     except runs.Failure as failure:
-        print(f"fedseal: {failure}", file=sys.stderr)
-        raise typer.Exit(failure.exit_code) from None
+        raise site.fail(failure, failure.exit_code) from None
     show_price(checked, task, price(checked, task, vector.size))
 
 
@@ -89,7 +86,7 @@ def submit(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field of the plan: a.b=c.")] = None,
 ) -> None:
     """Start a training on the configured Prefect server; print the id of its flow run."""
-    print(coordinator.submit(plan or Path(__file__).parent / "plans" / "breast_cancer.toml", tuple(overrides or ())))
+    print(coordinator.submit(plan or EXAMPLE, tuple(overrides or ())))
 
 
 @app.command()
@@ -101,9 +98,8 @@ def up(
     """Run a server, sites and a coordinator on this machine, with the UI; Ctrl-C ends all of them."""
     from deploy.up import up
 
-    home = Path(os.environ.get("FEDSEAL_HOME", Path.home() / ".fedseal"))
     with site.one_line():
-        up(folder or home / "up", sites, port)
+        up(folder or home() / "up", sites, port)
 
 
 @app.command()
@@ -120,8 +116,7 @@ def verify(
     try:
         lines = checks.verify(receipt, consortium, model)
     except (checks.Unreadable, ConsortiumError, ReceiptError) as error:
-        print(f"fedseal: {error}", file=sys.stderr)
-        raise typer.Exit(1 if isinstance(error, ReceiptError) else 2) from None
+        raise site.fail(error, 1 if isinstance(error, ReceiptError) else 2) from None
     print("\n".join(lines))
 
 
@@ -133,8 +128,7 @@ def check_consortium(file: Annotated[Path, typer.Argument(help="A consortium fil
     try:
         consortium = read_consortium(file)
     except ConsortiumError as error:
-        print(f"fedseal: {error}", file=sys.stderr)
-        raise typer.Exit(2) from None
+        raise site.fail(error) from None
     parties = {f"site {name}": key for name, key in sorted(consortium.sites.items())}
     for party, key in {"coordinator": consortium.coordinator, **parties}.items():
         print(f"{party:<37} {fingerprint(key)}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deploy import EXAMPLE
 from deploy.site import DEFAULT_TASKS, fail, found, once_there, one_line
 from flows.settings import COORDINATOR_FILE, CoordinatorFolder, SettingsError
 from protocols.messages import COORDINATOR
@@ -69,7 +70,6 @@ def serve(
     from prefect.utilities.callables import parameter_schema
     from pydantic import Field
 
-    from deploy.run import EXAMPLE
     from deploy.worker import CoordinatorWorker, register, serve, serve_alone
     from flows.plan import Plan, PlanError, read_plan
     from flows.settings import COORDINATOR_POOL, TRAINING, TRAINING_DEPLOYMENT

@@ -1,7 +1,6 @@
 """``fedseal run``: one training in local mode, from a plan to a report (SPEC 6.4)."""
 
 import json
-import os
 import secrets
 import shlex
 import shutil
@@ -20,6 +19,7 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
 from safetensors.torch import save
 
+from deploy import EXAMPLE, home
 from deploy.show import Screen, plot_metrics
 from flows.checkpoint import Checkpoint, CheckpointError
 from flows.collect import Unfinished
@@ -41,7 +41,6 @@ from protocols.errors import BadInput, BelowThreshold, ProtocolError, Refused, R
 from protocols.files import write_whole
 from protocols.receipt import Tensor, sign_receipt
 
-EXAMPLE = Path(__file__).parent / "plans" / "breast_cancer.toml"
 FAILED, REFUSED = 1, 2
 
 
@@ -238,7 +237,7 @@ def check_server() -> None:
 
 def runs_folder() -> Path:
     """``$FEDSEAL_HOME/runs``, by default ``~/.fedseal/runs``."""
-    return Path(os.environ.get("FEDSEAL_HOME", Path.home() / ".fedseal")) / "runs"
+    return home() / "runs"
 
 
 def compare(plan: Plan, task: Task, data: Path | None) -> dict[str, dict[str, float]]:

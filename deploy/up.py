@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from deploy import EXAMPLE
 from deploy.coordinator import TEMPLATE as COORDINATOR_TEMPLATE
 from deploy.site import TEMPLATE as SITE_TEMPLATE
 from deploy.site import found
@@ -28,7 +29,6 @@ from protocols.messages import COORDINATOR
 
 HOSPITALS = ("north", "east", "south", "west")
 """The sites of the embedded example; more are numbered."""
-EXAMPLE = Path(__file__).parent / "plans" / "breast_cancer.toml"
 TASK = "ml_tasks.breast_cancer:BreastCancer"
 START_S = 120.0
 SERVER_SETTINGS = {
@@ -74,12 +74,11 @@ def site_names(count: int) -> tuple[str, ...]:
     return tuple(f"hospital-{place}-of-{count}" for place in range(1, count + 1))
 
 
-def write_example(home: Home) -> Path:
+def write_example(home: Home) -> None:
     """Write the embedded example for the sites of this home; the form in the UI begins with it."""
     sites = "sites = [" + ", ".join(f'"{site}"' for site in home.sites) + "]"
     lines = EXAMPLE.read_text(encoding="utf-8").splitlines()
     home.example.write_text("\n".join(sites if line.startswith("sites = ") else line for line in lines) + "\n")
-    return home.example
 
 
 def found_home(folder: Path, sites: tuple[str, ...], url: str, tasks: tuple[str, ...] = (TASK,)) -> Home:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run import EXAMPLE
+from deploy import EXAMPLE
 from tests.deploy.command import fedseal, refused
 
 EICU = EXAMPLE.with_name("eicu.toml")

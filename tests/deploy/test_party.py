@@ -11,9 +11,10 @@ import pytest
 import typer
 from prefect.exceptions import PrefectHTTPStatusError
 
+from deploy import EXAMPLE
 from deploy.coordinator import unresolved
 from deploy.site import once_there
-from deploy.up import EXAMPLE, Home, found_home
+from deploy.up import Home, found_home
 from flows.plan import make_plan, read_plan
 from flows.settings import PrefectServer, SettingsError, SiteFolder
 from protocols.consortium import write_consortium

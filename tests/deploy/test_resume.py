@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 
-from deploy.run import EXAMPLE
+from deploy import EXAMPLE
 from tests.deploy.command import fedseal
 
 SECONDS_AT_MOST = 240

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from deploy import EXAMPLE
 from deploy.price import price
-from deploy.run import EXAMPLE
 from flows.plan import read_plan
 from ml_tasks.averaging import load_vector, to_vector
 from ml_tasks.breast_cancer import BreastCancer

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
+from httpx import HTTPStatusError
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterName, TaskRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deploy.up import Home, end, found_home, free_port, running, site_names, start_party, start_server
@@ -54,9 +56,10 @@ class Consortium:
         ).id
 
     def deployment(self) -> UUID | None:
+        """The deployment that starts trainings, once the coordinator has entered it."""
         try:
             return self.client.read_deployment_by_name(f"{TRAINING}/{TRAINING_DEPLOYMENT}").id
-        except Exception:  # not registered yet
+        except (ObjectNotFound, HTTPStatusError):  # not registered yet
             return None
 
     def ended(self, run: UUID, timeout_s: float = 180.0) -> FlowRun:
@@ -120,7 +123,7 @@ class Consortium:
         """Whether a site's worker is seen to be there."""
         try:
             workers = self.client.read_workers_for_work_pool(pool_of(site))
-        except Exception:  # not registered yet
+        except (ObjectNotFound, HTTPStatusError):  # not registered yet
             return False
         return "ONLINE" in {worker.status for worker in workers}
 
