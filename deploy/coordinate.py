@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -24,13 +25,13 @@ from deploy.show import plot_metrics
 from deploy.worker import end_with_worker, patient_engine
 from flows.checkpoint import Checkpoint, CheckpointError
 from flows.federated_training import run_training
-from flows.local import keep_log
-from flows.model import GlobalModel
+from flows.logs import keep_log
 from flows.plan import Plan, PlanError, make_plan
 from flows.remote import RemoteSites
 from flows.report import Report, RoundRecord
 from flows.session import Session, opened
 from flows.settings import TRAINING, CoordinatorFolder, SettingsError
+from flows.tables import first_model
 from protocols.errors import ProtocolError
 from protocols.files import write_whole
 
@@ -67,15 +68,16 @@ def results(report: Report) -> str:
         f"| {record.purpose} {record.round}.{record.attempt} | {', '.join(record.survivors)} | "
         f"{'; '.join(f'{site}: {why}' for site, why in sorted(record.dropped.items())) or '-'} | "
         + " | ".join(f"{record.metrics[name]:.4f}" if name in record.metrics else "-" for name in SHOWN)
+        + (" | -" if record.epsilon is None else f" | {record.epsilon:.4g}")
         + " |"
         for record in report.records
     ]
-    head = ["| sum | sites | without | " + " | ".join(SHOWN) + " |", "|---" * (3 + len(SHOWN)) + "|"]
+    head = ["| sum | sites | without | " + " | ".join([*SHOWN, "epsilon"]) + " |", "|---" * (4 + len(SHOWN)) + "|"]
     return "\n".join([f"Plan `{report.plan_digest}`", "", *head, *rows])
 
 
-def tell(record: RoundRecord) -> None:
-    """Log a finished sum, for those who watch the run in the UI."""
+def tell(plan: Plan, record: RoundRecord) -> None:
+    """Log a finished sum, and keep the epsilon so far as an artifact, for those who watch the run in the UI."""
     figures = ", ".join(f"{name} {record.metrics[name]:.4f}" for name in SHOWN if name in record.metrics)
     without = "".join(f"; without {site}: {why}" for site, why in sorted(record.dropped.items()))
     get_run_logger().info(
@@ -87,6 +89,17 @@ def tell(record: RoundRecord) -> None:
         record.total_s,
         figures or "done",
         without,
+    )
+    if record.epsilon is not None:
+        create_markdown_artifact(spent(plan, record), key="privacy", description="Epsilon so far")
+
+
+def spent(plan: Plan, record: RoundRecord) -> str:
+    """What the sums so far have cost in privacy, and what the plan allows."""
+    rules = plan.privacy
+    return (
+        f"Epsilon **{record.epsilon:.4g}** of {rules.epsilon:g}, at delta {rules.delta:g} for adding or removing one "
+        f"{rules.unit}, after {record.purpose} {record.round}.{record.attempt}."
     )
 
 
@@ -106,7 +119,13 @@ def main(folder: Path, run_id: UUID) -> None:
         client.update_flow_run(run_id, name=live.training)
         _live[:] = [(live, sites, place)]
         logging.getLogger("prefect.flow_runs").setLevel(logging.INFO)
-        with closing(live.checkpoint), closing(sites), patient_engine(), handle_engine_signals(run_id):
+        with (
+            closing(live.checkpoint),
+            closing(live.vault),
+            closing(sites),
+            patient_engine(),
+            handle_engine_signals(run_id),
+        ):
             run_flow(scheduled_training, flow_run=run, parameters={"plan": plan}, return_type="state")
 
 
@@ -125,9 +144,7 @@ def prepare(
         raise PlanError(f"plan: sites: {', '.join(strangers)}: not in the consortium file: correct the name")
     _, task, vector = check_plan(lambda: plan)
     vault = settings.open_vault()
-    identity = vault.identity
-    vault.close()
-    settings.check_identity(identity, consortium)
+    settings.check_identity(vault.identity, consortium)
     training = f"{plan.name}-{run_id.hex[:12]}"
     folder = settings.runs / training
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,10 +152,11 @@ def prepare(
     if (folder / "checkpoint" / "progress.json").exists():
         checkpoint = Checkpoint.resume(folder / "checkpoint", plan, parameters=vector.size, features=len(task.features))
     else:
-        checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, GlobalModel(vector))
+        first = first_model(plan, task.features, vector)
+        checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, first)
     exchange, ending = settings.open_exchange(), threading.Event()
     sites = RemoteSites(client, training, run_id, consortium, exchange, ending)
-    live = Session(training, plan, task, identity, consortium, exchange, sites, checkpoint, tell, ending)
+    live = Session(training, plan, task, vault, consortium, exchange, sites, checkpoint, partial(tell, plan), ending)
     return live, sites, folder
 
 

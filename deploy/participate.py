@@ -11,7 +11,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import Failed
 
 from deploy.worker import Parameters, end_with_worker, parameters_of, patient_engine
-from flows.local import keep_log
+from flows.logs import keep_log
 from flows.participation import Seat, participate, seated
 from flows.settings import SettingsError, SiteFolder
 from flows.site import Site
@@ -35,10 +35,10 @@ def main(folder: Path, run_id: UUID) -> None:
 
 
 def _seat(folder: SiteFolder, client: SyncPrefectClient, run: FlowRun, asked: Parameters) -> Seat:
+    keep_log("fedseal", folder.folder / "site.log")
     vault, consortium, exchange = folder.open_vault(), folder.consortium, folder.open_exchange()
     folder.check_identity(vault.identity, consortium)
-    keep_log("fedseal", folder.folder / "site.log")
-    site = Site(vault, consortium, exchange, folder.data, folder.policy)
+    site = Site(vault, consortium, exchange, folder.data, folder.policy, only=asked.training)
     return Seat(site, asked.training, client, run.id, asked.training_run, exchange, folder.policy.lease_s)
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,12 +13,14 @@ from rich.table import Table
 
 from flows.messages import Done
 from flows.plan import Plan
-from flows.steps import WORK
+from flows.privacy import affordable_rounds, planned_epsilon, shares_of
+from flows.steps import work_of
 from flows.tables import tables_of
 from ml_tasks.task import Task
 from protocols.contexts import AttemptContext, Purpose, sha256
 from protocols.encoding import CLAMPED, Segment, check_headroom, encode, vector_bytes
 from protocols.keys import KEY_BYTES, Consortium, Identity
+from protocols.ledger import EMPTY_LEDGER
 from protocols.masks import Mask, apply_masks
 from protocols.messages import (
     COORDINATOR,
@@ -28,9 +31,9 @@ from protocols.messages import (
     Reveal,
     envelope,
 )
+from protocols.privacy.noise import add_noise
 from protocols.secagg_site import advertise, share
 from protocols.shamir import SHARE_BYTES
-from protocols.vault import EMPTY_LEDGER
 
 MEASURED_ELEMENTS = 1_000_000
 """A longer vector is timed on its first so many elements."""
@@ -66,7 +69,8 @@ def price(plan: Plan, task: Task, parameters: int) -> list[Price]:
         check_headroom(segments, len(plan.sites))
         times = plan.rounds if purpose == "training" else 1
         messages = message_bytes(plan, purpose, segments) if protected else 0
-        seconds = masking_seconds(segments, len(plan.sites) if protected else 0)
+        shares = shares_of(plan, purpose, segments)
+        seconds = masking_seconds(segments, len(plan.sites) if protected else 0, shares)
         prices.append(Price(purpose, times, segments, vector_bytes(segments), messages, seconds))
     return prices
 
@@ -79,21 +83,21 @@ def message_bytes(plan: Plan, purpose: Purpose, segments: tuple[Segment, ...]) -
     digest, round_ = sha256("price"), 0 if purpose == "statistics" else 1
     name = plan.name.ljust(len(plan.name) + 21, "x")  # as long as the name that a training gets
     context = AttemptContext(
-        purpose, name, round_, 1, plan.digest, keys, rules.threshold, rules.colluding, digest, segments
+        purpose, name, round_, 1, plan.digest, keys, rules.threshold, rules.colluding, digest, segments, {}
     )
-    opened = [advertise(identity, consortium, context, EMPTY_LEDGER) for identity in identities.values()]
+    opened = [advertise(identity, consortium, context, (1, EMPTY_LEDGER)) for identity in identities.values()]
     me = identities[plan.sites[0]]
     _, shares = share(me, opened[0][0], AskShare(tuple(advert for _, advert in opened)))
     masked = envelope(me, "masked", digest, COORDINATOR, MaskedVector(digest, vector_bytes(segments)))
     confirmation = envelope(me, "confirmation", digest, EVERYONE, Confirmation(plan.sites))
     revealed = Reveal({site: "0" * 2 * SHARE_BYTES for site in plan.sites}, {})
-    done = [envelope(me, "done", digest, COORDINATOR, Done(0.1 + 0.2)) for _ in WORK[purpose]]
+    done = [envelope(me, "done", digest, COORDINATOR, Done(0.1 + 0.2)) for _ in work_of(plan, purpose)]
     sent = [opened[0][1], *shares, masked, confirmation, envelope(me, "reveal", digest, COORDINATOR, revealed), *done]
     return sum(len(message.to_json()) for message in sent)
 
 
-def masking_seconds(segments: tuple[Segment, ...], masks: int) -> float:
-    """Seconds of one core to encode a vector and add its masks, measured here on at most ``MEASURED_ELEMENTS``."""
+def masking_seconds(segments: tuple[Segment, ...], masks: int, shares: Mapping[str, float]) -> float:
+    """Seconds of one core to encode, noise and mask a vector, measured here on at most ``MEASURED_ELEMENTS``."""
     total = sum(segment.length for segment in segments)
     share_of = min(1.0, MEASURED_ELEMENTS / total)
     part = tuple(
@@ -102,6 +106,8 @@ def masking_seconds(segments: tuple[Segment, ...], masks: int) -> float:
     values = {one.name: np.zeros(one.length, np.float32) for one in part if one.name != CLAMPED}
     began = time.perf_counter()
     vector = encode("price", values, part, os.urandom(KEY_BYTES))
+    if shares:
+        add_noise(vector, part, shares)
     apply_masks(vector, part, [Mask(os.urandom(KEY_BYTES), 1)] * masks)
     return (time.perf_counter() - began) * total / sum(one.length for one in part)
 
@@ -141,7 +147,8 @@ def show_price(plan: Plan, task: Task, prices: list[Price]) -> None:
     whole = sum(one.times * (one.vector_bytes + one.message_bytes) for one in prices)
     console.print(costs)
     write(f"The whole training: {whole:,} bytes a site, where every first attempt succeeds.")
-    for line in promises(plan):
+    parameters = next(one.length for price in prices for one in price.segments if one.name == "update")
+    for line in promises(plan, parameters, len(task.features)):
         write(line)
 
 
@@ -151,7 +158,7 @@ def power(scale: float) -> str:
     return f"2^{exponent:.0f}" if exponent.is_integer() else f"{scale:g}"
 
 
-def promises(plan: Plan) -> list[str]:
+def promises(plan: Plan, parameters: int, features: int) -> list[str]:
     """Say what protects what under this plan."""
     rules = plan.protection
     if rules.protocol == "plain":
@@ -161,5 +168,53 @@ def promises(plan: Plan) -> list[str]:
         f"if {rules.colluding} collude(s); up to {len(plan.sites) - rules.threshold} may drop out of a round.",
         "Masks hide every update, weight, metric and statistic; the coordinator learns the sums. Signatures and "
         "contexts bind plan, model, roster and table; the journal keeps a retry from using a mask twice.",
-        "No differential privacy: the sums and the model themselves may tell of single records.",
+        *privacy_promises(plan, parameters, features),
     ]
+
+
+def privacy_promises(plan: Plan, parameters: int, features: int) -> list[str]:
+    """Say what differential privacy the plan gives, to whom, and what it is reckoned with."""
+    rules, protection = plan.privacy, plan.protection
+    if rules.unit == "none":
+        return ["No differential privacy: the sums and the model themselves may tell of single records."]
+    tables = tables_of(plan, parameters=parameters, features=features)
+    shares = {purpose: shares_of(plan, purpose, table) for purpose, table in tables.items()}
+    update = next(one for one in tables["training"] if one.name == "update")
+    honest, sites = protection.threshold - protection.colluding, len(plan.sites) - protection.colluding
+
+    def at(attempts: int, rounds: int) -> float:
+        return planned_epsilon(
+            plan.model_copy(update={"rounds": rounds}), parameters=parameters, features=features, attempts=attempts
+        )
+
+    whole, usual, first = at(plan.max_attempts, plan.rounds), at(1, plan.rounds), at(1, 1)
+    noise = shares["training"]["update"] / update.scale
+    spread = math.sqrt(sites / honest)
+    lines = [
+        f"Differential privacy: epsilon {whole:.4g} at delta {rules.delta:g} for adding or removing one {rules.unit} "
+        f"{'' if rules.unit == 'site' else '(a patient, where the task says whose a record is) '}"
+        f"with every attempt that the plan allows; {usual:.4g} where each round takes one, {first:.4g} if it has one "
+        "round.",
+        f"At this noise, epsilon {rules.epsilon:g} has room for "
+        f"{affordable_rounds(plan, parameters=parameters, features=features):,} rounds.",
+    ]
+    if rules.noise == "local":
+        noise = rules.training_noise
+        lines.append(
+            f"Each site adds noise of {noise:.4g} clips to each of its {plan.private_steps} steps a round, all by "
+            f"itself: {math.sqrt(honest):.2f} times what it would add if {honest} sites shared it, at every step."
+        )
+    else:
+        lines.append(
+            f"Each site adds noise of {noise:.4g} clips to a round. It holds with the noise of {honest} sites; all "
+            f"{sites} that do not collude carry {spread:.2f} times as much."
+        )
+    if rules.unit == "site":
+        adapts = f", which follows the {rules.quantile:g}-quantile of their lengths" if rules.adaptive else ""
+        lines.append(f"Update and weight of a site are clipped jointly; updates to {rules.clip:g}{adapts}.")
+    else:
+        lines.append(
+            f"A step samples each unit with probability {rules.sampling_rate:g}. The statistics "
+            + (f"take {rules.statistics_share:.0%} of epsilon." if rules.statistics == "noised" else "are the bounds'.")
+        )
+    return [*lines, f"The final metrics take {rules.metrics_share:.0%} of epsilon; no round is measured."]

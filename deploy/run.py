@@ -28,9 +28,10 @@ from flows.local import open_consortium
 from flows.model import GlobalModel
 from flows.plan import Plan, PlanError, read_plan
 from flows.policy import load_task
+from flows.privacy import check_privacy
 from flows.report import Report
 from flows.session import Session, opened
-from flows.tables import tables_of
+from flows.tables import first_model, tables_of
 from ml_tasks.averaging import load_vector, vector_parts
 from ml_tasks.baselines import baseline, pool
 from ml_tasks.task import Task
@@ -81,7 +82,7 @@ def start(path: Path | None, overrides: tuple[str, ...], options: Options) -> No
     folder = runs_folder() / training
     folder.mkdir(parents=True)
     write_whole(folder / "plan.json", plan.to_json().encode())
-    checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, GlobalModel(vector))
+    checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, first_model(plan, task.features, vector))
     try:
         train(folder, plan, task, checkpoint, options)
     except Failure as failure:
@@ -136,6 +137,7 @@ def check_plan(read: Callable[[], Plan]) -> tuple[Plan, Task, NDArray[np.float32
         task = load_task(plan.task)
         vector = first_vector(task, plan)
         check_rings(plan, task, vector.size)
+        check_privacy(plan, parameters=vector.size, features=len(task.features))
     except (PlanError, RingTooSmall) as error:
         raise Failure(str(error), REFUSED) from None
     return plan, task, vector
@@ -168,7 +170,7 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
             training,
             plan,
             task,
-            local.coordinator,
+            local.vault,
             local.consortium,
             local.exchange,
             local.sites,
@@ -255,13 +257,15 @@ def compare(plan: Plan, task: Task, data: Path | None) -> dict[str, dict[str, fl
 
 
 def save_model(path: Path, task: Task, model: GlobalModel) -> None:
-    """Write the model's named tensors, and the features' standardisation, as safetensors."""
+    """Write the model's named tensors, the features' standardisation and an adaptive clip, as safetensors."""
     module = task.model()
     load_vector(module, model.vector)
     tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
     if model.standardisation is not None:
         tensors["standardisation.mean"] = torch.from_numpy(model.standardisation.mean)
         tensors["standardisation.scale"] = torch.from_numpy(model.standardisation.scale)
+    if model.clip is not None:
+        tensors["privacy.clip"] = torch.from_numpy(model.clip)
     write_whole(path, save(tensors))
 
 

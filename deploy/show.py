@@ -100,10 +100,21 @@ def protection_lines(plan: Plan, report: Report) -> list[str]:
         f"aggregation, active adversary); the coordinator learnt {len(records)} sums over {smallest} sites or more.",
         f"That holds against the coordinator together with {rules.colluding} colluding site(s); no sum is opened with "
         f"fewer than {rules.threshold} sites.",
-        "Not protected: no differential privacy was used, so that the sums and the model may tell of single records.",
+        privacy_line(report),
         f"Each site sent at most {max(record.bytes_per_site for record in records):,} bytes a round; "
         f"{sum(record.clamped for record in records)} values were clamped to their range.",
     ]
+
+
+def privacy_line(report: Report) -> str:
+    """Say what differential privacy the training had."""
+    if report.privacy is None:
+        return "Not protected: no differential privacy was used, so that sums and model may tell of single records."
+    unit, epsilon, delta = (report.privacy[name] for name in ("unit", "epsilon", "delta"))
+    return (
+        f"Differential privacy: epsilon {epsilon:.4g} at delta {delta:g} for adding or removing one {unit}, with all "
+        "that was published: statistics, steps and final metrics."
+    )
 
 
 def plot_metrics(path: Path, report: Report) -> None:

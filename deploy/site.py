@@ -14,13 +14,18 @@ import typer
 from flows.pauses import pauses
 from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
 from protocols.consortium import fingerprint
+from protocols.errors import Refused
 from protocols.keys import Identity
+from protocols.ledger import EMPTY_LEDGER, LedgerEntry, Owner, charges, check_chain
 from protocols.vault import Decision, Vault
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
     from deploy.worker import Refusal
+
+DELTA = 1e-5
+"""At which epsilon is shown for a data set without a budget."""
 
 app = typer.Typer(no_args_is_help=True, help="Found and serve a site.")
 
@@ -132,6 +137,7 @@ def serve(folder: Folder = HERE) -> None:
         site.open_exchange()
     os.environ.update(site.prefect.environment)
     from deploy.worker import Parameters, SiteWorker, register, serve, serve_alone
+    from flows.logs import keep_log
     from flows.settings import PARTICIPATE, pool_of
 
     with one_line():
@@ -139,6 +145,7 @@ def serve(folder: Folder = HERE) -> None:
             lock = serve_alone(folder)
         except OSError:
             raise SettingsError(f"{folder}: another fedseal site serve is running for it") from None
+    keep_log("fedseal", folder / "site.log")
     pool, limit = pool_of(site.name), site.policy.max_trainings
     description = f"The part of {site.name} in a training. Cancel one to withdraw."
     schema = Parameters.model_json_schema()
@@ -194,6 +201,40 @@ def policy(folder: Folder = HERE) -> None:
         print(f"{name} = {getattr(site.policy, name)}  # {field.description}")
     for name, path in site.data.items():
         print(f"data.{name} = {path}{'' if path.is_dir() else '  # there is no such folder'}")
+
+
+@app.command()
+def ledger(
+    folder: Folder = HERE,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="After a vault was moved or restored: what its data were charged is known.")
+    ] = False,
+) -> None:
+    """Show what each data set was charged with, and how much of its budget is left. Exit code 2 if it was changed."""
+    with one_line():
+        site = SiteFolder.read(folder)
+        vault = site.open_vault()
+    from flows.privacy import events_in
+    from protocols.privacy.accounting import epsilon
+
+    try:
+        check_chain(site.name, vault.ledger_lines())
+    except Refused as refused:
+        raise fail(refused.reason) from None
+    if accept:
+        with one_line(), vault.exclusive():
+            vault.enter(LedgerEntry("accepted", EMPTY_LEDGER))
+    entries = vault.ledger()
+    for number, entry in enumerate(entries, start=1):
+        charge = f" {entry.charge.data}" if entry.charge else ""
+        print(f"{number}: {entry.kind}{charge} {entry.context[:16]}")
+    for data in sorted({entry.charge.data for entry in entries if entry.charge} | set(site.policy.budgets)):
+        budget = site.policy.budget(data)
+        delta = budget.delta if budget else DELTA
+        used = epsilon(events_in(charges(entries, Owner(data, ""))), delta)
+        print(f"{data}: epsilon {used:.4g} at delta {delta:g}, {f'of {budget.epsilon:g}' if budget else 'no budget'}")
+    if not entries:
+        print("no sum yet")
 
 
 @app.command()

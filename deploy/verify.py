@@ -4,6 +4,7 @@ It needs neither Prefect nor PyTorch nor a network: an auditor who has never run
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from protocols.receipt import NotJson, Receipt, ReceiptError, parse_receipt
 
 LONGEST_VECTOR = 2**40
 """Elements of a segment at most (SPEC 3.1)."""
-MEAN, SCALE = "standardisation.mean", "standardisation.scale"
+EPSILON_TOLERANCE = 1e-9
+"""How far, in parts of it, an epsilon may be from the recomputed one: another machine rounds otherwise."""
+MEAN, SCALE, CLIP = "standardisation.mean", "standardisation.scale", "privacy.clip"
 
 PROVES = {
     "secagg": "This proves: each site that confirmed has signed, with the key that the consortium has pinned, that it "
@@ -60,6 +63,7 @@ def verify(receipt_path: Path, consortium_path: Path, model_path: Path | None) -
         raise Unreadable(f"{receipt_path}: {error}: give the receipt.json that a training left") from None
     plan = plan_of(receipt)
     check_receipt(receipt, consortium, terms_of(plan, receipt))
+    check_privacy(receipt, plan)
     loose = check_model(model_path, receipt) if model_path else []
     proof = ["", PROVES[plan.protection.protocol], PROVES_NOT]
     return [*describe(receipt, plan), *describe_model(model_path, loose), *proof]
@@ -107,6 +111,40 @@ def terms_of(plan: Plan, receipt: Receipt) -> Terms:
     )
 
 
+def check_privacy(receipt: Receipt, plan: Plan) -> None:
+    """Recompute every entry's noise and the epsilon so far, from plan and attempts.
+
+    Raises:
+        ReceiptError: naming the first that is another.
+    """
+    try:
+        wanted = _reckoned(receipt, plan)
+    except ValueError:
+        raise ReceiptError("plan", "has numbers that no epsilon can be reckoned from") from None
+    for place, (entry, (noise, epsilon)) in enumerate(zip(receipt.rounds, wanted, strict=True)):
+        if entry.context.noise != noise:
+            raise ReceiptError(f"rounds[{place}].context.noise", "is not the plan's")
+        if (entry.epsilon is None) != (epsilon is None) or not math.isclose(
+            entry.epsilon or 0.0, epsilon or 0.0, rel_tol=EPSILON_TOLERANCE
+        ):
+            raise ReceiptError(f"rounds[{place}].epsilon", "is not what plan and attempts come to")
+
+
+def _reckoned(receipt: Receipt, plan: Plan) -> list[tuple[Mapping[str, float], float | None]]:
+    """What noise and epsilon each entry must have."""
+    if plan.privacy.unit == "none":
+        return [({}, None)] * len(receipt.rounds)
+    from flows.privacy import epsilon_so_far, shares_of  # the accountant takes a second to load
+
+    sizes = {"parameters": sum(tensor.size for tensor in receipt.tensors), "features": features_of(receipt)}
+    contexts = [entry.context for entry in receipt.rounds]
+    made = [(context.purpose, context.attempt) for context in contexts]
+    return [
+        (shares_of(plan, context.purpose, context.segments), epsilon_so_far(plan, made[:count], **sizes))
+        for count, context in enumerate(contexts, 1)
+    ]
+
+
 def features_of(receipt: Receipt) -> int:
     """The number of features whose moments were summed; 0 without statistics."""
     summed = [
@@ -132,12 +170,15 @@ def check_model(path: Path, receipt: Receipt) -> list[str]:
         tensors = load(_read(path))
     except (SafetensorError, KeyError, TypeError, ValueError):  # types that numpy does not have are a KeyError
         raise Unreadable(f"{path}: is not a safetensors file: give the model.safetensors of the training") from None
-    scaling = _standardisation(tensors, features_of(receipt))
+    plan = plan_of(receipt)
+    scaling = _standardisation(tensors, features_of(receipt), plan.privacy.statistics == "bounds")
     parts = [_part(tensors, place, receipt) for place in range(len(receipt.tensors))]
-    loose = sorted(set(tensors) - {tensor.name for tensor in receipt.tensors} - {MEAN, SCALE})
+    clip = _clip(tensors) if plan.privacy.adaptive else None
+    known = {*(tensor.name for tensor in receipt.tensors), MEAN, SCALE, *({CLIP} if plan.privacy.adaptive else ())}
+    loose = sorted(set(tensors) - known)
     if any(tensors[name].dtype.kind == "f" for name in loose):
         raise ReceiptError("tensors", "do not name every tensor of the model")
-    content = GlobalModel(np.concatenate(parts), scaling).to_bytes()
+    content = GlobalModel(np.concatenate(parts), scaling, clip).to_bytes()
     last = len(receipt.rounds) - 1
     if hashlib.sha256(content).hexdigest() != receipt.rounds[last].model:
         raise ReceiptError(f"rounds[{last}].model", "is not the digest of this model")
@@ -152,6 +193,11 @@ def describe(receipt: Receipt, plan: Plan) -> list[str]:
         f"Plan {plan.digest}: task {plan.task}, data set {plan.data}, {plan.rounds} rounds, {rules.protocol}, "
         f"threshold {rules.threshold} of {len(plan.sites)} sites, {rules.colluding} may collude.",
     ]
+    if (epsilon := receipt.rounds[-1].epsilon) is not None:
+        lines.append(
+            f"Differential privacy: epsilon {epsilon:.4g} at delta {plan.privacy.delta:g} for adding or removing one "
+            f"{plan.privacy.unit}, as planned for the attempts that were made."
+        )
     for entry in receipt.rounds:
         context, confirmed = entry.context, ", ".join(message.sender for message in entry.confirmations)
         dropped = sorted(set(context.sites) - set(entry.survivors))
@@ -168,8 +214,10 @@ def describe_model(path: Path | None, loose: list[str]) -> list[str]:
     return [f"The model {path} is the one that the final evaluation was made on{left}."]
 
 
-def _standardisation(tensors: Mapping[str, NDArray[Any]], features: int) -> Standardisation | None:
-    """The features' means and scales, which a model has if statistics were summed."""
+def _standardisation(tensors: Mapping[str, NDArray[Any]], features: int, bounds: bool) -> Standardisation | None:
+    """The features' means and scales, which a model has if statistics were summed, or if they are of the bounds."""
+    if bounds and not features and MEAN in tensors:
+        features = tensors[MEAN].size
     if {MEAN, SCALE} & set(tensors) != ({MEAN, SCALE} if features else set()):
         raise ReceiptError("rounds", "hold statistics where the model has no standardisation, or the other way round")
     if not features:
@@ -178,6 +226,13 @@ def _standardisation(tensors: Mapping[str, NDArray[Any]], features: int) -> Stan
     if any(array.shape != (features,) or array.dtype != np.float32 for array in (mean, scale)):
         raise ReceiptError("rounds[0].context.segments", "are of another number of features than the model's")
     return Standardisation(mean, scale)
+
+
+def _clip(tensors: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """The sites' last clip, where it adapts."""
+    if CLIP not in tensors or tensors[CLIP].shape != (1,) or tensors[CLIP].dtype != np.float32:
+        raise ReceiptError("plan", "has an adaptive clip, and the model has none")
+    return tensors[CLIP]
 
 
 def _part(tensors: Mapping[str, NDArray[Any]], place: int, receipt: Receipt) -> NDArray[np.float32]:

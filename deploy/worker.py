@@ -6,6 +6,7 @@ are checked; then the one program is started in a fresh process with the party's
 """
 
 import fcntl
+import logging
 import os
 import signal
 import subprocess
@@ -52,6 +53,8 @@ Refusal = Callable[[FlowRun], State[None] | None]
 """The state that says why a flow run must not be started, or ``None``."""
 Result = TypeVar("Result")
 
+log = logging.getLogger("fedseal.worker")
+
 
 class OwnProgram(BaseJobConfiguration):
     """A job that nothing on the server can configure."""
@@ -94,7 +97,7 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
         that. The server is told, since nobody else would.
         """
         if (refusal := self._refusal(flow_run)) is not None:
-            self._logger.warning("refused flow run %s: %s", flow_run.id, refusal.message)
+            log.warning("did not start flow run %s: %s", flow_run.id, refusal.message)
             await self.client.set_flow_run_state(flow_run.id, refusal, force=True)
             if task_status is not None:
                 task_status.started(0)

@@ -12,7 +12,7 @@ number; one that was held is finished under its own, for no site would start it 
 import fcntl
 import hashlib
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TypeVar
@@ -133,13 +133,18 @@ class Checkpoint:
         """
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: there is no checkpoint: name a run's folder")
-        lock = _hold_alone(folder)
-        progress = _read(Progress, folder / "progress.json")
-        if progress.plan != plan.digest:
-            raise CheckpointError(f"{folder}: the checkpoint is of another plan: resume it with the plan that it has")
-        if len(progress.receipt) != len(progress.records):
-            raise CheckpointError(f"{folder}: the checkpoint is of another version of fedseal: go on with that one")
-        return cls(folder, progress, _load(folder, progress.model, parameters, features), lock)
+        with ExitStack() as kept:
+            lock = kept.enter_context(_hold_alone(folder))
+            progress = _read(Progress, folder / "progress.json")
+            if progress.plan != plan.digest:
+                raise CheckpointError(
+                    f"{folder}: the checkpoint is of another plan: resume it with the plan that it has"
+                )
+            if len(progress.receipt) != len(progress.records):
+                raise CheckpointError(f"{folder}: the checkpoint is of another version of fedseal: go on with that one")
+            model = _load(folder, progress.model, parameters, features, plan.privacy.adaptive)
+            kept.pop_all()
+        return cls(folder, progress, model, lock)
 
     def close(self) -> None:
         """Let another process take up the training."""
@@ -202,7 +207,8 @@ class Checkpoint:
         The entry is on disk before the progress that names it: a finished sum is never without one.
         """
         progress, digest = self.progress, _keep(self.folder, model.to_bytes())
-        entry = add_entry(self._entry(progress.receipt[-1]) if progress.receipt else None, evidence, digest)
+        last = self._entry(progress.receipt[-1]) if progress.receipt else None
+        entry = add_entry(last, evidence, digest, record.epsilon)
         receipt = (*progress.receipt, _keep(self.folder, adapter(Entry).dump_json(entry)))
         best, stopped = progress.best, progress.stopped
         if record.purpose == "training":
@@ -308,9 +314,10 @@ def _fetch(folder: Path, digest: str) -> bytes:
     raise CheckpointError(f"{folder / digest}: is missing or cut short: the training cannot be resumed")
 
 
-def _load(folder: Path, digest: str, parameters: int, features: int) -> GlobalModel:
+def _load(folder: Path, digest: str, parameters: int, features: int, adaptive: bool = False) -> GlobalModel:
+    content = _fetch(folder, digest)
     try:
-        return GlobalModel.from_bytes(_fetch(folder, digest), parameters=parameters, features=features)
+        return GlobalModel.from_bytes(content, parameters=parameters, features=features, adaptive=adaptive)
     except BadMessage:
         raise CheckpointError(f"{folder}: the checkpoint is of another model: the task has changed since") from None
 

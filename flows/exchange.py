@@ -6,6 +6,7 @@ and digest are checked on every read. It may be away for a moment: everything is
 
 import hashlib
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -58,8 +59,11 @@ class Exchange:
         """
 
         def read() -> bytes | None:
-            with suppress(FileNotFoundError), self._files.open(self._path(owner, digest), "rb") as file:
-                return bytes(file.read(size + 1))
+            path = self._path(owner, digest)
+            with suppress(FileNotFoundError):
+                if self._is_object(path):
+                    with self._files.open(path, "rb") as file:
+                        return bytes(file.read(size + 1))
             return None
 
         content = self._patiently(read)
@@ -79,14 +83,16 @@ class Exchange:
         """
 
         def remove() -> None:
+            path = self._path(owner, digest)
             with suppress(FileNotFoundError):
-                self._files.rm(self._path(owner, digest))
+                if self._is_object(path):
+                    self._files.rm(path)
 
         self._patiently(remove)
 
     def _write(self, path: str, content: bytes | memoryview) -> None:
         self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
-        unfinished = f"{path}.unfinished"
+        unfinished = f"{path}.{secrets.token_hex(8)}.unfinished"  # or a link could lie there, to another file of ours
         try:
             with self._files.open(unfinished, "wb") as file:
                 file.write(content)
@@ -95,6 +101,10 @@ class Exchange:
             with suppress(Exception):  # what is half written is in nobody's way
                 self._files.rm(unfinished)
             raise
+
+    def _is_object(self, path: str) -> bool:
+        """Whether a path is a file: anybody may have put a folder there, or a pipe, which would be waited for."""
+        return bool(self._files.info(path)["type"] == "file")
 
     def _patiently(self, do: Callable[[], Result]) -> Result:
         """Do something with the files, and once more after growing pauses while that fails."""

@@ -51,7 +51,7 @@ def run_training(training: str, plan: Plan) -> Report:
     try:
         joins: Joins = {site: join.submit(training, site) for site in plan.sites}
         live.checkpoint.monitor(call_roll.submit(training, joins).result())
-        for purpose, number in sums(plan, features=bool(live.task.features)):
+        for purpose, number in sums(plan, len(live.task.features)):
             joins = take_in(training, joins)
             if purpose == "evaluation" and plan.stopping.keep == "best":
                 live.checkpoint.take_best()
@@ -61,12 +61,13 @@ def run_training(training: str, plan: Plan) -> Report:
             future.wait()
     finally:
         live.ending.set()
-    return live.checkpoint.report()
+        live.discard(live.checkpoint.progress.model)
+    return live.report()
 
 
-def sums(plan: Plan, *, features: bool) -> list[tuple[Purpose, int]]:
-    """Every sum of a training with its number: statistics where there are features, the rounds, the evaluation."""
-    statistics: list[tuple[Purpose, int]] = [("statistics", 0)] if features else []
+def sums(plan: Plan, features: int) -> list[tuple[Purpose, int]]:
+    """Every sum of a training with its number: statistics where they are made, the rounds, the evaluation."""
+    statistics: list[tuple[Purpose, int]] = [("statistics", 0)] if plan.sums_statistics(features) else []
     rounds: list[tuple[Purpose, int]] = [("training", number) for number in range(1, plan.rounds + 1)]
     return [*statistics, *rounds, ("evaluation", plan.rounds + 1)]
 
@@ -120,8 +121,11 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
         outcome.bytes_per_site,
         outcome.faults,
         outcome.clamped,
+        live.epsilon_with(purpose, attempt),
     )
     live.checkpoint.commit(plan, record, outcome.concluded.model, outcome.evidence)
+    if (incoming := outcome.evidence.context.model) != live.checkpoint.progress.model:
+        live.discard(incoming)
     live.observe(record)
 
 

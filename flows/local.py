@@ -4,7 +4,6 @@ The same handlers, envelopes and vaults as between organisations; only the way t
 and its answer pass as text, so that nothing but what the wire would carry gets across.
 """
 
-import logging
 import queue
 import threading
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Protocol
 
 from flows.collect import Absent
 from flows.exchange import Exchange
+from flows.logs import keep_log
 from flows.plan import Plan
 from flows.policy import Policy
 from flows.site import Answer, Site
@@ -59,9 +59,9 @@ class LocalSites:
 
 @dataclass(frozen=True, slots=True)
 class LocalConsortium:
-    """A consortium on one machine: identities and vaults of its own, an exchange in a folder."""
+    """A consortium on one machine: identities and vaults of its own (``vault`` is the coordinator's), an exchange."""
 
-    coordinator: Identity
+    vault: Vault
     consortium: Consortium
     exchange: Exchange
     sites: LocalSites
@@ -69,6 +69,12 @@ class LocalConsortium:
     def close(self) -> None:
         """Close every vault."""
         self.sites.close()
+        self.vault.close()
+
+    @property
+    def coordinator(self) -> Identity:
+        """The coordinator's identity."""
+        return self.vault.identity
 
 
 def open_consortium(folder: Path, plan: Plan, data: Path | None) -> LocalConsortium:
@@ -78,29 +84,14 @@ def open_consortium(folder: Path, plan: Plan, data: Path | None) -> LocalConsort
     """
     vaults = {site: _open_vault(folder / "sites" / site, site) for site in plan.sites}
     keeper = _open_vault(folder / "coordinator", COORDINATOR)
-    coordinator = keeper.identity
-    keeper.close()
-    consortium = Consortium(coordinator.public, {site: vault.identity.public for site, vault in vaults.items()})
+    consortium = Consortium(keeper.identity.public, {site: vault.identity.public for site, vault in vaults.items()})
     exchange = Exchange(f"file://{folder.absolute()}/exchange")
     policy = Policy(tasks=[plan.task], protocols=[plan.protection.protocol])
     folders = {} if data is None else {plan.data: data}
     sites = {site: Site(vault, consortium, exchange, folders, policy) for site, vault in vaults.items()}
     for site, vault in vaults.items():
         keep_log(f"fedseal.site.{site}", vault.folder / "site.log")
-    return LocalConsortium(coordinator, consortium, exchange, LocalSites(sites))
-
-
-def keep_log(name: str, path: Path) -> None:
-    """Keep a party's log in a file of its own: what a site says of its data is for the site alone."""
-    log = logging.getLogger(name)
-    for handler in log.handlers[:]:
-        log.removeHandler(handler)
-        handler.close()
-    path.touch(mode=0o600)
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.propagate = False
+    return LocalConsortium(keeper, consortium, exchange, LocalSites(sites))
 
 
 def _open_vault(folder: Path, name: str) -> Vault:

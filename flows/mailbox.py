@@ -7,10 +7,12 @@ What is too long for an input lies on the exchange, and its digest is sent.
 """
 
 import json
+import logging
 import re
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, cast
 from urllib.parse import quote
 from uuid import UUID
@@ -18,25 +20,35 @@ from uuid import UUID
 import httpx
 from prefect.client.base import PrefectHttpxSyncClient
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.exceptions import PrefectHTTPStatusError
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from flows.exchange import Exchange
-from protocols.contexts import Digest
+from flows.pauses import pauses
+from protocols.contexts import Digest, ListOf
 from protocols.errors import BadMessage
 from protocols.messages import Envelope
 
 LONGEST_INPUT = 64 * 1024
 """The longest value of an input, in characters; a longer message goes through the exchange."""
-LONGEST_MESSAGE = 16 * 1024 * 1024
+LONGEST_MESSAGE = 4 * 1024 * 1024
 """The longest message on the exchange, in bytes."""
 BATCH = 16
 """Inputs that one request reads."""
 RESPONSE_BYTES = 6 * LONGEST_INPUT + 4096
 """The longest answer of the server that is read: one input of the longest value, with every character escaped."""
+RESPONSE_S = 60.0
+"""Seconds that the server may take for an answer, from its first byte to its last."""
+BUSY_S = (0.2, 0.5, 1.0, 0.0)
+"""Seconds after which a server that is busy, as one whose database is locked, is asked again."""
+CLEAR_S = 30.0
+"""Seconds in which a mailbox is to be cleared: a server that is busy or away is asked again."""
+MOST_STUCK = 2**20
+"""Characters of keys that are passed over since the server does not delete them."""
 
 _KEY = re.compile(r"[a-z0-9-]{1,200}")
 _KEY_IN_JSON = re.compile(rb'"key":\s*("[^"]*")')  # the server takes no key with a quotation mark
+
+log = logging.getLogger("fedseal.mailbox")
 
 
 class MailboxError(OSError):
@@ -68,8 +80,8 @@ class _Parcel(BaseModel):
     size: Annotated[int, Field(ge=0, le=LONGEST_MESSAGE)]
 
 
-_INPUTS = TypeAdapter(list[_Input])
-_MESSAGES = TypeAdapter(tuple[Envelope, ...])
+_INPUTS = TypeAdapter(ListOf[_Input])
+_MESSAGES = TypeAdapter(ListOf[Envelope])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +90,7 @@ class Mailbox:
 
     client: SyncPrefectClient
     run: UUID
+    _stuck: set[str] = field(default_factory=set, compare=False)
 
     def put(self, key: str, text: str) -> None:
         """Post a message. To post the same again changes nothing; what else lies under its key is replaced.
@@ -88,7 +101,7 @@ class Mailbox:
         for _ in range(2):
             if self._send("POST", "", {"key": key, "value": text}) != httpx.codes.CONFLICT:
                 return
-            if {one.key: one.value for one in self._filter(key, (), 1) or []}.get(key) == text:
+            if {one.key: one.value for one in self._filter(key, (), 1) or ()}.get(key) == text:
                 return
             self.delete(key)
         raise MailboxError("the Prefect server does not take a message")
@@ -99,12 +112,10 @@ class Mailbox:
         Raises:
             MailboxError: the server does not answer, or refuses.
         """
-        found = self._filter(prefix, known, BATCH)
-        if found is None:  # together they are too long: one by one
-            found = self._filter(prefix, known, 1) or []
+        found = self._oldest(prefix, known) or ()
         for one in found:
             if not one.is_message:
-                self.delete(one.key)
+                self._discard(one.key)
         return {one.key: one.value for one in found if one.is_message}
 
     def delete(self, key: str) -> None:
@@ -115,56 +126,123 @@ class Mailbox:
         """
         self._send("DELETE", f"/{quote(key, safe='')}")
 
+    def clear(self, prefix: str) -> None:
+        """Delete all messages whose keys start with ``prefix``; after ``CLEAR_S`` of a flood, what is left stays.
+
+        Raises:
+            MailboxError: the server does not answer, or refuses, for ``CLEAR_S``.
+        """
+        deadline = time.monotonic() + CLEAR_S
+        for pause_s in pauses():
+            try:
+                while time.monotonic() < deadline and (found := self._oldest(prefix)) != ():
+                    for one in found or ():
+                        (self.delete if one.is_message else self._discard)(one.key)
+                return
+            except MailboxError:
+                if time.monotonic() + pause_s > deadline:
+                    raise
+                time.sleep(pause_s)
+
+    def _discard(self, key: str) -> None:
+        """Delete what is no message, unread.
+
+        A key of ours is always deleted. One that ends in a line feed, or is longer than a URL may be, is taken by the
+        server and cannot be deleted: it is passed over from now on, or it would be in the way for ever.
+        """
+        ours = _KEY.fullmatch(key) is not None
+        log.warning("deleted an input that is no message, unread: %s", key if ours else ascii(key[:40]))
+        try:
+            self.delete(key)
+        except MailboxError:
+            if ours:
+                raise
+        if not ours and sum(map(len, self._stuck)) + len(key) <= MOST_STUCK:
+            self._stuck.add(key)
+
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> int:
         """Ask the server; a conflict and a missing input are answers too."""
-        try:
-            return self.client._client.request(method, f"/flow_runs/{self.run}/input{path}", json=body).status_code
-        except PrefectHTTPStatusError as error:
-            if (status := error.response.status_code) in (httpx.codes.CONFLICT, httpx.codes.NOT_FOUND):
+        for pause_s in BUSY_S:
+            with self._response(method, path, body) as response:
+                _read(response)  # whole, or the connection could not be used again
+            status = response.status_code
+            if response.is_success or status in (httpx.codes.CONFLICT, httpx.codes.NOT_FOUND):
                 return status
-            raise MailboxError(f"the Prefect server refuses a message (HTTP {status})") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise unreachable(error) from None
+            if status not in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
+                break
+            time.sleep(pause_s)
+        raise MailboxError(f"the Prefect server refuses a message (HTTP {status})")
 
-    def _filter(self, prefix: str, known: Collection[str], limit: int) -> list[_Input] | None:
+    def _oldest(self, prefix: str, known: Collection[str] = ()) -> tuple[_Input, ...] | None:
+        """Read the oldest inputs, together or one by one; ``None`` where the one was too long, and is deleted."""
+        found = self._filter(prefix, known, BATCH)
+        return self._filter(prefix, known, 1) if found is None else found
+
+    def _filter(self, prefix: str, known: Collection[str], limit: int) -> tuple[_Input, ...] | None:
         """Read at most ``limit`` inputs, and no more bytes than one may have; ``None`` where there are more."""
-        asked = {"prefix": prefix, "limit": limit, "exclude_keys": sorted(known)}
-        body = bytearray()
+        asked = {"prefix": prefix, "limit": limit, "exclude_keys": sorted({*known, *self._stuck})}
+        with self._response("POST", "/filter", asked) as response:
+            body = _read(response)
+        if not response.is_success:
+            raise MailboxError(f"the Prefect server does not show its messages (HTTP {response.status_code})")
         try:
-            with self._stream(asked) as response:
-                for piece in response.iter_bytes():
-                    body += piece
-                    if len(body) > RESPONSE_BYTES:
-                        break
             if len(body) <= RESPONSE_BYTES:
-                return _INPUTS.validate_json(bytes(body))
+                return _INPUTS.validate_json(body)
         except ValidationError:
             raise MailboxError("the Prefect server does not show its messages") from None
-        except httpx.HTTPError as error:
-            raise unreachable(error) from None
         if limit == 1 and (key := _KEY_IN_JSON.search(body)) is not None:
-            self.delete(json.loads(key[1]))
+            self._discard(_key_of(key[1]))
         return None
 
     @contextmanager
-    def _stream(self, asked: dict[str, Any]) -> Iterator[httpx.Response]:
-        """Send the search; Prefect's own ``send`` reads an answer whole before anyone can look at its length."""
+    def _response(self, method: str, path: str, body: dict[str, Any] | None) -> Iterator[httpx.Response]:
+        """Ask, and read nothing yet: Prefect's own ``send`` reads an answer whole before anyone can see its length.
+
+        No server sends us elsewhere, and none has us unpack more than it sends.
+        """
         http = cast(PrefectHttpxSyncClient, self.client._client)
-        request = http.build_request("POST", f"/flow_runs/{self.run}/input/filter", json=asked)
-        http._add_csrf_headers(request)
-        response = httpx.Client.send(http, request, stream=True)
+        try:
+            request = http.build_request(
+                method, f"/flow_runs/{self.run}/input{path}", json=body, headers={"Accept-Encoding": "identity"}
+            )
+            http._add_csrf_headers(request)
+            response = httpx.Client.send(http, request, stream=True, follow_redirects=False)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:  # ValueError: its CSRF token is none
+            raise unreachable(error) from None
         try:
             if response.is_error:
                 http.csrf_token = None
-                raise MailboxError(f"the Prefect server does not show its messages (HTTP {response.status_code})")
             yield response
+        except httpx.HTTPError as error:
+            raise unreachable(error) from None
         finally:
             response.close()
 
 
+def _read(response: httpx.Response) -> bytes:
+    """Read what the server sends, as it is, up to a little more than ``RESPONSE_BYTES``.
+
+    Raises:
+        MailboxError: it takes too long.
+    """
+    body, deadline = bytearray(), time.monotonic() + RESPONSE_S
+    for piece in response.iter_raw():
+        body += piece
+        if len(body) > RESPONSE_BYTES:
+            break
+        if time.monotonic() > deadline:
+            raise MailboxError("the Prefect server takes too long to answer")
+    return bytes(body)
+
+
+def written(messages: tuple[Envelope, ...]) -> str:
+    """The one text of these envelopes."""
+    return f"[{','.join(message.to_json() for message in messages)}]"
+
+
 def pack(messages: tuple[Envelope, ...], exchange: Exchange, owner: str) -> tuple[str, str | None]:
     """Write envelopes as the text of an input; a long one is put on the exchange, and its digest given beside it."""
-    text = f"[{','.join(message.to_json() for message in messages)}]"
+    text = written(messages)
     if len(text) <= LONGEST_INPUT:
         return text, None
     digest = exchange.put(owner, text.encode())
@@ -182,9 +260,22 @@ def unpack(text: str, exchange: Exchange, owner: str) -> tuple[Envelope, ...]:
         if text.startswith("{"):
             parcel = _Parcel.model_validate_json(text)
             content = exchange.get(owner, parcel.object, size=parcel.size)
-        return _MESSAGES.validate_json(content)
+        messages = _MESSAGES.validate_json(content, extra="ignore")  # pydantic keeps an error for each unknown field
     except ValidationError:
         raise BadMessage(owner, "envelope", "the message does not parse") from None
+    if written(messages) != (content if isinstance(content, str) else content.decode()):
+        raise BadMessage(owner, "envelope", "the message does not parse")
+    return messages
+
+
+def _key_of(written: bytes) -> str:
+    """A key as the server writes it in JSON; one that is no key can only come of a server that lies."""
+    try:
+        key: str = json.loads(written)
+        key.encode()
+    except ValueError:
+        raise MailboxError("the Prefect server does not show its messages") from None
+    return key
 
 
 def request_key(request: Envelope) -> str:

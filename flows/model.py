@@ -12,41 +12,57 @@ from protocols.errors import BadMessage
 from protocols.messages import COORDINATOR
 
 HEADER_BYTES = 4096
-"""More than the safetensors header of the three arrays takes."""
+"""More than the safetensors header of the four arrays and the clip take."""
+
+
+def shelf(training: str) -> str:
+    """The owner of a training's models on the exchange: two trainings may have the same model, and one end first."""
+    return f"{COORDINATOR}/{training}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GlobalModel:
-    """The parameters, shape (d,) float32, and the features' standardisation where the task names features."""
+    """What the coordinator hands out for a sum.
+
+    Attributes:
+        vector: (d,) float32, the parameters.
+        standardisation: the features', where the task names features.
+        clip: (1,) float32, the sites' clip, where it adapts.
+    """
 
     vector: NDArray[np.float32]
     standardisation: Standardisation | None = None
+    clip: NDArray[np.float32] | None = None
 
     def to_bytes(self) -> bytes:
         """Serialise; the same model gives the same bytes, whose SHA-256 is in the context."""
         arrays = {"vector": self.vector}
         if self.standardisation is not None:
             arrays |= {"mean": self.standardisation.mean, "scale": self.standardisation.scale}
+        if self.clip is not None:
+            arrays["clip"] = self.clip
         return save(arrays)
 
     @classmethod
-    def from_bytes(cls, content: bytes, *, parameters: int, features: int) -> "GlobalModel":
-        """Parse a model and check its shapes.
+    def from_bytes(cls, content: bytes, *, parameters: int, features: int, adaptive: bool = False) -> "GlobalModel":
+        """Parse a model and check its shapes; ``adaptive`` says whether it has a clip.
 
         Raises:
             BadMessage: naming the coordinator, if it is not a model of this shape.
         """
         try:
             arrays = load(content)
-        except SafetensorError:
+        except (SafetensorError, KeyError):  # the types that numpy does not have, such as bfloat16, are a KeyError
             raise BadMessage(COORDINATOR, "model", "the model is not a safetensors file") from None
         shapes = {name: array.shape for name, array in arrays.items()}
-        bare = {"vector": (parameters,)}
+        bare = {"vector": (parameters,)} | ({"clip": (1,)} if adaptive else {})
         if shapes not in (bare, bare | {"mean": (features,), "scale": (features,)}):
             raise BadMessage(COORDINATOR, "model", "the model does not have the task's shapes")
         if any(array.dtype != np.float32 for array in arrays.values()):
             raise BadMessage(COORDINATOR, "model", "the model is not float32")
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise BadMessage(COORDINATOR, "model", "the model holds NaN or infinity")
+        if adaptive and not arrays["clip"][0] > 0:
+            raise BadMessage(COORDINATOR, "model", "the model's clip is not above 0")
         scaling = Standardisation(arrays["mean"], arrays["scale"]) if "mean" in arrays else None
-        return cls(arrays["vector"], scaling)
+        return cls(arrays["vector"], scaling, arrays.get("clip"))

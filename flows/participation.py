@@ -69,7 +69,14 @@ class Seat:
     answered: set[str] = field(default_factory=set)
     asked: float = field(default_factory=time.monotonic)
     finished: bool = False
+    _attempt: str = ""
     _parcels: list[str] = field(default_factory=list)
+    _requests: Mailbox = field(init=False)
+    _answers: Mailbox = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._requests = Mailbox(self.client, self.run)
+        self._answers = Mailbox(self.client, self.training_run)
 
     @property
     def name(self) -> str:
@@ -83,22 +90,33 @@ class Seat:
 
     def take(self) -> list[str]:
         """Take new requests out of the mailbox; gives their keys. What is no request is deleted."""
-        box, new = Mailbox(self.client, self.run), []
-        for key, text in box.take("ask-", {*self.taken, *self.answered}).items():
+        new = []
+        for key, text in self._requests.take("ask-", {*self.taken, *self.answered}).items():
             if len(self.taken) >= MOST_AT_ONCE:
                 break
             try:
-                (request,) = unpack(text, self.exchange, COORDINATOR)
-                if request_key(request) != key:
-                    raise BadMessage(COORDINATOR, "request", "it lies under the key of another")
-                self.taken[key] = request
+                self.taken[key] = self.request(key, text)
                 new.append(key)
-            except (BadMessage, ValueError):
-                self.log.warning("deleted a message that is no request")
-                box.delete(key)
+            except BadMessage as bad:
+                self.log.warning("deleted %s, which is no request: %s", key, bad.reason)
+                self._requests.delete(key)
             except ExchangeAway as away:
                 self.log.warning("a request waits: %s", away.reason)
         return new
+
+    def request(self, key: str, text: str) -> Envelope:
+        """Read what lies under ``key``; who has signed it is seen when it is answered.
+
+        Raises:
+            BadMessage: it is not the one request whose key this is.
+            ExchangeAway: it is long, and the exchange cannot be reached.
+        """
+        messages = unpack(text, self.exchange, COORDINATOR)
+        if len(messages) != 1:
+            raise BadMessage(COORDINATOR, "request", f"it holds {len(messages)} messages")
+        if request_key(messages[0]) != key:
+            raise BadMessage(COORDINATOR, "request", "it lies under the key of another")
+        return messages[0]
 
     def handle(self, key: str) -> None:
         """Answer a request: the vault journals, then the answer is posted; ``tidy`` deletes the request.
@@ -107,14 +125,15 @@ class Seat:
             MailboxError: the server does not answer; the request is still there and will be taken again.
         """
         request = self.taken[key]
-        if request.kind == "ask/advertise":
-            self.clear()
         messages = self.site.answer(request)
         if self.withdrawn:
             return
+        if messages[0].kind == "advert" and request.context != self._attempt:
+            self.clear()
+            self._attempt = request.context
         text, parcel = pack(messages, self.exchange, self.name)
         self._parcels += [parcel] if parcel else []
-        Mailbox(self.client, self.training_run).put(answer_key(self.name, key), text)
+        self._answers.put(answer_key(self.name, key), text)
         self.answered.add(key)
         if messages[0].kind == "refusal":
             self.tidy()  # it may be asked again soon
@@ -129,7 +148,7 @@ class Seat:
             MailboxError: the server does not answer.
         """
         for key in tuple(self.answered):
-            Mailbox(self.client, self.run).delete(key)
+            self._requests.delete(key)
             self.answered.discard(key)
 
     def clear(self) -> None:
@@ -137,20 +156,26 @@ class Seat:
         while self._parcels:
             self.exchange.delete(self.name, self._parcels.pop())
 
-    def end(self, states: dict[UUID, StateType]) -> State[None] | None:
-        """The state to end in, if it is time to end."""
+    def end(self, states: dict[UUID, StateType] | None) -> State[None] | None:
+        """The state to end in, if it is time to end; ``states`` are those of the runs, where they were looked at."""
         if self.finished:
             return Completed(message="The training is finished; its secrets are erased.")
         if self.withdrawn:
             return Cancelled(message="The site has withdrawn from this training.")
-        if states.get(self.run) in (StateType.CANCELLING, StateType.CANCELLED):
+        if states and states.get(self.run) in (StateType.CANCELLING, StateType.CANCELLED):
             self.withdraw()
             return Cancelled(message="This participation was cancelled: the site has withdrawn from the training.")
-        if states.get(self.training_run) in ENDED:
+        if self.over(states):
             return Completed(message="The training has ended.")
+        if states is not None and not {self.run, self.training_run} <= set(states):
+            return Completed(message="This run, or the training's, is not there.")
         if time.monotonic() - self.asked > self.lease_s:
             return Completed(message=f"No request for {self.lease_s:g} s: the lease is over.")
         return None
+
+    def over(self, states: dict[UUID, StateType] | None) -> bool:
+        """Whether the training's run is known to have ended."""
+        return states is not None and states.get(self.training_run) in ENDED
 
     @property
     def withdrawn(self) -> bool:
@@ -169,13 +194,18 @@ class Seat:
         except sqlite3.Error as error:
             self.log.error("withdrawn, but that cannot be kept (%s): use fedseal site revoke", error)
 
-    def leave(self) -> None:
-        """Delete what was sent and, where the site has withdrawn, everything that it holds of the training."""
+    def leave(self, over: bool) -> None:
+        """Delete what was sent and what nobody takes any more; the answers too, where the training is ``over``.
+
+        Where the site has withdrawn, everything goes that it holds of the training.
+        """
         try:
-            self.tidy()
-            self.clear()
             if self.withdrawn:
                 self.site.leave(self.training)
+            self.clear()
+            self._requests.clear("ask-")
+            if over:
+                self._answers.clear(answer_key(self.name, "ask-"))
         except (OSError, sqlite3.Error) as error:
             self.log.warning("something of this training is left behind: %s", error)
 
@@ -226,7 +256,8 @@ def answer(step: str, key: str) -> None:
 def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State[None]:
     """Look into the mailbox, often while there are requests and seldom while not, until it is time to end."""
     pause_s, looked, running = BUSY_S, 0.0, dict[str, PrefectFuture[None]]()
-    states, away = dict[UUID, StateType](), pauses(1.0, LONGEST_PAUSE_S)
+    states: dict[UUID, StateType] | None = None
+    away = pauses(1.0, LONGEST_PAUSE_S)
     while True:
         new: list[str] = []
         try:
@@ -246,7 +277,7 @@ def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State
         time.sleep(pause_s)
     for future in running.values():
         future.wait()
-    seat.leave()
+    seat.leave(seat.over(states))
     return ended
 
 

@@ -12,6 +12,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from protocols.contexts import SPEC_VERSION, SiteName, canonical, sha256, threshold_refusal
+from protocols.files import NotToml, read_toml
+
+SLACK = 1.001
+MOST_PRIVATE_STEPS = 1000
 
 
 class PlanError(Exception):
@@ -44,6 +48,11 @@ class UpdateRing(_Part):
         title="Largest magnitude",
         description="Sites clamp each parameter's update to this magnitude.",
     )
+    rotated: bool = Field(
+        default=False,
+        description="Spread the update's length evenly over its parameters before they are clamped and rounded: for a "
+        "ring of 16 bits.",
+    )
 
 
 class Protection(_Part):
@@ -72,6 +81,69 @@ class Protection(_Part):
     update: UpdateRing = Field(
         default_factory=UpdateRing, title="Ring of the update", description="The ring of the model update."
     )
+
+
+class Privacy(_Part):
+    """Differential privacy (SPEC 12), with the sites' noise added up.
+
+    For each record or patient: a round is one step of DP-SGD, in which each site samples its records and adds up their
+    clipped gradients; or, with local noise, several steps that each site noises in full by itself. For each site: its
+    update and weight are clipped jointly.
+    """
+
+    unit: Literal["none", "record", "site"] = Field(
+        default="none",
+        description="Whom it protects: nobody, each record (each patient, where the task knows), or each site.",
+    )
+    noise: Literal["distributed", "local"] = Field(
+        default="distributed",
+        description="distributed: the sites' parts of the noise add up, one step a round. local: each site adds all of "
+        "it in each of its steps, which takes more noise in all and fewer rounds.",
+    )
+    epsilon: float = Field(
+        default=0.0, ge=0, le=100, description="For the whole training, statistics and final metrics included."
+    )
+    delta: float = Field(default=1e-5, gt=0, lt=1, description="Less than one over the number of records.")
+    clip: float = Field(
+        default=1.0, gt=0, le=1e6, description="Longest gradient of a record or patient; longest update of a site."
+    )
+    adaptive: bool = Field(
+        default=False,
+        title="Adaptive clip",
+        description="Whether the sites' clip follows a quantile of their updates' lengths; it begins with clip.",
+    )
+    quantile: float = Field(
+        default=0.5, gt=0, lt=1, description="Part of the sites whose updates an adaptive clip leaves whole."
+    )
+    least_weight: float = Field(
+        default=0.0,
+        ge=0,
+        title="Least weight",
+        description="For sites: public lower bound on their summed weights, each examples / protection.max_examples.",
+    )
+    sampling_rate: float = Field(
+        default=0.1, gt=0, le=1, title="Sampling rate", description="Probability of a record to be in a step."
+    )
+    expected_batch: float = Field(
+        default=0.0,
+        ge=0,
+        title="Expected batch",
+        description="Public constant that a step's summed gradients are divided by.",
+    )
+    statistics: Literal["noised", "bounds"] = Field(
+        default="noised",
+        description="Where the features' means and scales come from: the data, noised and charged, or the task's "
+        "public bounds, which cost nothing and serve better where epsilon or the data are small.",
+    )
+    statistics_share: float = Field(
+        default=0.1, gt=0, lt=1, title="Share of the statistics", description="Part of epsilon for means and scales."
+    )
+    metrics_share: float = Field(
+        default=0.1, gt=0, lt=1, title="Share of the metrics", description="Part of epsilon for the final evaluation."
+    )
+    training_noise: float = Field(default=0.0, ge=0, description="Noise multiplier of a step; 0: what epsilon takes.")
+    statistics_noise: float = Field(default=0.0, ge=0, description="Noise multiplier of the statistics; 0: likewise.")
+    metrics_noise: float = Field(default=0.0, ge=0, description="Noise multiplier of the metrics; 0: likewise.")
 
 
 class Stopping(_Part):
@@ -142,6 +214,7 @@ class Plan(_Part):
     )
     local: LocalSteps = Field(default_factory=LocalSteps, title="Local training", description="Local training.")
     protection: Protection = Field(default_factory=Protection, description="Secure aggregation.")
+    privacy: Privacy = Field(default_factory=Privacy, description="Differential privacy.")
     stopping: Stopping = Field(
         default_factory=Stopping, title="Stopping", description="Early stopping and the model to keep."
     )
@@ -158,8 +231,18 @@ class Plan(_Part):
         colluding, sites = protection.get("colluding", 1), raw.get("sites", ())
         if protection.get("threshold", 0) == 0 and isinstance(colluding, int) and isinstance(sites, Sequence):
             smallest = max((len(sites) + colluding) // 2 + 1, colluding + 2)
-            return raw | {"protection": protection | {"threshold": smallest}}
+            raw = raw | {"protection": protection | {"threshold": smallest}}
         return raw
+
+    @model_validator(mode="after")
+    def _resolve_noise(self) -> Self:
+        """Put the least noise with which epsilon holds where none is given, so that the digest covers it."""
+        rules = self.privacy
+        if rules.unit == "none" or rules.epsilon == 0:
+            return self
+        noise = least_noise(self.rounds * self.private_steps, self.max_attempts, rules)
+        object.__setattr__(self, "privacy", rules.model_copy(update=noise))
+        return self
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
@@ -174,7 +257,45 @@ class Plan(_Part):
             )
         if self.protection.protocol == "plain" and not self.protection.allow_insecure:
             raise ValueError("the plain protocol protects nothing: set protection.allow_insecure = true to use it")
+        if self.privacy.adaptive and self.privacy.unit != "site":
+            raise ValueError('only the clip of sites adapts: set privacy.unit = "site" or leave adaptive out')
+        if self.privacy.unit != "none":
+            self._check_privacy()
         return self
+
+    def _check_privacy(self) -> None:
+        rules = self.privacy
+        if self.protection.protocol == "plain":
+            raise ValueError("privacy needs secure aggregation: a single site's noise would not be enough")
+        constant = "least_weight" if rules.unit == "site" else "expected_batch"
+        if rules.epsilon == 0 or getattr(rules, constant) == 0:
+            raise ValueError(f"privacy needs epsilon and {constant}")
+        if rules.unit == "site":
+            if rules.sampling_rate != 1 or rules.statistics != "bounds" or rules.noise != "distributed":
+                raise ValueError(
+                    "with privacy for sites, who take part in every round, set sampling_rate = 1, "
+                    'statistics = "bounds" and leave noise out'
+                )
+        elif rules.noise == "distributed" and self.local.steps != 1:
+            raise ValueError(
+                "with distributed noise a round is one step: set local.steps = 1 and take more rounds, or "
+                'noise = "local"'
+            )
+        if self.private_steps > MOST_PRIVATE_STEPS:
+            raise ValueError(
+                f"a site's ledger takes at most {MOST_PRIVATE_STEPS} noised steps a round: lower local.steps"
+            )
+        if self.stopping.patience or self.stopping.keep != "last":
+            raise ValueError("with privacy no round is measured: leave stopping out")
+
+    @property
+    def private_steps(self) -> int:
+        """The noised steps that a round is made of."""
+        return self.local.steps if (self.privacy.unit, self.privacy.noise) == ("record", "local") else 1
+
+    def sums_statistics(self, features: int) -> bool:
+        """Whether a task with so many features begins with a sum of their moments."""
+        return features > 0 and (self.privacy.unit == "none" or self.privacy.statistics == "noised")
 
     @property
     def digest(self) -> str:
@@ -184,6 +305,33 @@ class Plan(_Part):
     def to_json(self) -> str:
         """The plan as canonical JSON, defaults resolved."""
         return canonical(self.model_dump(mode="json"))
+
+
+def least_noise(steps: int, attempts: int, rules: Privacy) -> dict[str, float]:
+    """The noise multipliers that a plan's privacy names, or the least with which its epsilon holds (SPEC 6.10).
+
+    Statistics and metrics get theirs from their shares of epsilon, each as if it were alone; the steps get what is
+    left when all of it is composed. All of them a thousandth more, for what the model's size adds.
+
+    Raises:
+        ValueError: if no noise is enough.
+    """
+    from protocols.privacy.accounting import Event, calibrate
+
+    def alone(share: float, given: float) -> float:
+        return given or SLACK * calibrate(share * rules.epsilon, rules.delta, lambda noise: [Event(noise, 1, attempts)])
+
+    statistics = alone(rules.statistics_share, rules.statistics_noise)
+    metrics = alone(rules.metrics_share, rules.metrics_noise)
+
+    def whole(noise: float) -> list[Event]:
+        once = [Event(metrics / SLACK, 1.0, attempts)]
+        if rules.statistics == "noised":
+            once.append(Event(statistics / SLACK, 1.0, attempts))
+        return [*once, Event(noise, rules.sampling_rate, steps * attempts)]
+
+    training = rules.training_noise or SLACK * calibrate(rules.epsilon, rules.delta, whole)
+    return {"training_noise": training, "statistics_noise": statistics, "metrics_noise": metrics}
 
 
 def plan_digest(canonical_plan: str) -> str:
@@ -198,10 +346,10 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         PlanError: one line: the file, the field and what is wrong with it.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = read_toml(path)
     except OSError as error:
         raise PlanError(f"{path}: cannot be read ({error.strerror}): give the path of a plan") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except NotToml as error:
         raise PlanError(f"{path}: is not TOML: {error}") from None
     for override in overrides:
         _override(raw, override)
@@ -234,5 +382,5 @@ def _override(raw: dict[str, Any], override: str) -> None:
             raise PlanError(f"--set {override}: {parent} is not a table")
     try:
         raw[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:  # a TOMLDecodeError, or a number of more digits than Python reads
         raw[last] = text

@@ -8,11 +8,13 @@ is thrown away, and the wait goes on.
 """
 
 import logging
+import math
 import queue
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import httpx
@@ -25,6 +27,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import Scheduled
 
 from flows.collect import Absent
 from flows.exchange import Exchange
@@ -39,7 +42,13 @@ from protocols.messages import COORDINATOR, Envelope
 
 LOOK_S = 2.0
 """Seconds between two looks at the states of the runs, and the longest at a worker that is not there."""
+AGAIN_S = 2.0
+"""Seconds after a forged answer until the site is asked again."""
+LONGEST_NUMBER = 10
+"""Digits of a participation's number; anybody can give a run any name."""
 ONLINE = "ONLINE"
+WRONG_CLOCK = timedelta(days=3)
+"""How far this machine's clock may be ahead of the server's, which starts a run when its time has come."""
 TRIES = 2
 """Participations that one question is put to, if they end under it."""
 
@@ -97,6 +106,7 @@ class RemoteSites:
         self._client = client
         self._training = training
         self._run = run
+        self._answers = Mailbox(client, run)
         self._consortium = consortium
         self._store = exchange
         self._links = {site: Link() for site in consortium.sites}
@@ -108,12 +118,14 @@ class RemoteSites:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop looking; who still waits for a site is told that there is no answer."""
+        """Stop looking; who still waits for a site is told that there is no answer, and what came late is deleted."""
         self._ending.set()
         self._wake.set()
         self._thread.join()
-        with suppress(MailboxError):
-            self._tidy()
+        try:
+            self._answers.clear("answer-")
+        except MailboxError as error:
+            log.warning("answers are left in the training's run: %s", error.reason)
 
     def ask(self, site: str, request: Envelope, deadline_s: float) -> Answer | Absent:
         """Ask a site, or say why it cannot be asked or has not answered.
@@ -187,6 +199,7 @@ class RemoteSites:
                 deployment,
                 name=f"{prefix}{number}",
                 parameters={"training": self._training, "training_run": str(self._run)},
+                state=Scheduled(scheduled_time=datetime.now(UTC) - WRONG_CLOCK),
                 idempotency_key=f"{prefix}{number}",
             ).id
         except ObjectNotFound:
@@ -203,7 +216,7 @@ class RemoteSites:
     @staticmethod
     def _number(run: FlowRun, prefix: str) -> int:
         number = run.name.removeprefix(prefix)
-        return int(number) if number.isdecimal() else 0
+        return int(number) if number.isdecimal() and len(number) <= LONGEST_NUMBER else 0
 
     def _talk(self, site: str, run: UUID, request: Envelope, deadline: float) -> Answer:
         """Post a request and wait for the answer that the site has signed.
@@ -219,13 +232,19 @@ class RemoteSites:
         self._waiting[expected] = (site, answers)
         try:
             if expected in self._read:  # asked before: that answer is not the one to this
-                Mailbox(self._client, self._run).delete(expected)
+                self._answers.delete(expected)
                 self._read.discard(expected)
             box.put(key, text)
             self._wake.set()
+            again = math.inf
             while (left := deadline - time.monotonic()) > 0 and not self._ending.is_set():
                 with suppress(queue.Empty):
-                    return answers.get(timeout=min(left, 0.5))
+                    if answer := answers.get(timeout=min(left, 0.5)):
+                        return answer
+                    again = time.monotonic() + AGAIN_S
+                if time.monotonic() > again:  # the site's own answer may have been thrown away with a forged one
+                    box.put(key, text)
+                    again = time.monotonic() + AGAIN_S
                 if run in self._ended:
                     raise Ended(f"its participation has ended ({self._ended[run].value.lower()})")
             why = "before the training's end" if self._ending.is_set() else f"within {time.monotonic() - asked:.0f} s"
@@ -245,7 +264,7 @@ class RemoteSites:
         pause_s, looked, away = BUSY_S, 0.0, pauses(LOOK_S, LONGEST_PAUSE_S)
         while not self._ending.is_set():
             try:
-                found = Mailbox(self._client, self._run).take("answer-", self._read) if self._waiting else {}
+                found = self._answers.take("answer-", self._read) if self._waiting else {}
                 for key, text in found.items():
                     self._deliver(key, text)
                 if time.monotonic() - looked > LOOK_S:
@@ -262,18 +281,24 @@ class RemoteSites:
             self._wake.wait(pause_s)
 
     def _deliver(self, key: str, text: str) -> None:
-        """Hand an answer to who waits for it, if its site has signed it; ``_tidy`` deletes it in any case."""
+        """Hand an answer to who waits for it, if its site has signed it; ``_tidy`` deletes it.
+
+        A forged one is deleted at once, since the site's own comes under the same key; an empty answer tells of it.
+        """
         site, answers = self._waiting.get(key, ("", None))
         if answers is not None:
             try:
                 answers.put(self._signed(site, unpack(text, self._store, site)))
             except BadMessage as bad:
-                log.warning("threw away an answer: %s", bad)
+                log.warning("threw away %s: %s", key, bad)
+                self._answers.delete(key)
+                answers.put(())
+                return
         self._read.add(key)
 
     def _tidy(self) -> None:
         for key in tuple(self._read):
-            Mailbox(self._client, self._run).delete(key)
+            self._answers.delete(key)
             self._read.discard(key)
 
     def _signed(self, site: str, messages: Answer) -> Answer:
@@ -296,9 +321,7 @@ class RemoteSites:
             if state in ENDED or state == StateType.CANCELLING:
                 self._ended[run] = state
             if state in ENDED and run in states:  # killed before it could tidy
-                box = Mailbox(self._client, run)
-                for key in box.take("ask-"):
-                    box.delete(key)
+                Mailbox(self._client, run).clear("ask-")
         if states.get(self._run) in {StateType.CANCELLING, *ENDED}:
             self.cancelled = True
             self._ending.set()

@@ -18,7 +18,8 @@ class RoundRecord:
         train_s: the slowest site's local work; total_s: the whole of it, in seconds.
         bytes_per_site: the most that any site has sent.
         faults: whom ``unmask`` blamed and set aside.
-        clamped: values that the sites clamped to their range, in all.
+        clamped: values that the sites clamped to their range, in all; 0 where they are noised.
+        epsilon: of the training so far, at the plan's delta; None without privacy.
     """
 
     purpose: str
@@ -32,6 +33,7 @@ class RoundRecord:
     bytes_per_site: int
     faults: tuple[str, ...] = ()
     clamped: int = 0
+    epsilon: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The record in the form of the report; ``secure`` is what the round took beyond its slowest local work."""
@@ -42,7 +44,7 @@ class RoundRecord:
             "dropped": sorted(self.dropped),
             "reasons": dict(self.dropped),
             "metrics": dict(self.metrics),
-            "epsilon": None,
+            "epsilon": self.epsilon,
             "seconds": {"train": self.train_s, "secure": self.total_s - self.train_s, "total": self.total_s},
             "bytes_per_site": self.bytes_per_site,
             "faults": list(self.faults),
@@ -61,6 +63,7 @@ class Report:
         statistics, rounds, final: the sums.
         best_round: the round that measured the best monitored metric, of its incoming model.
         stopped: whether it stopped early.
+        privacy: unit, epsilon and delta; None without privacy.
         model, receipt: the files, relative to the run's folder.
     """
 
@@ -72,6 +75,7 @@ class Report:
     final: RoundRecord
     best_round: int | None
     stopped: bool
+    privacy: Mapping[str, str | float] | None = None
     model: str = "model.safetensors"
     receipt: str = "receipt.json"
 
@@ -91,7 +95,7 @@ class Report:
             "final": self.final.to_json(),
             "best_round": self.best_round,
             "stopped_early": self.stopped,
-            "privacy": None,
+            "privacy": dict(self.privacy) if self.privacy else None,
             "model": self.model,
             "receipt": self.receipt,
         }

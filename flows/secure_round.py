@@ -23,7 +23,6 @@ from flows.pauses import pauses
 from flows.session import session
 from flows.steps import (
     CONCLUDE,
-    WORK,
     Asked,
     Concluded,
     Quorum,
@@ -42,6 +41,7 @@ from flows.steps import (
     share,
     submit,
     unmask,
+    work_of,
 )
 from protocols.contexts import AttemptContext, Purpose
 from protocols.encoding import CLAMPED
@@ -142,7 +142,10 @@ PROTOCOLS = {"secagg": secure_round, "plain": plain_round}
 def start_work(training: str, context: AttemptContext) -> dict[str, list[PrefectFuture[Asked]]]:
     """Start the local work at every invited site."""
     sites = sorted(context.sites)
-    return {site: [do.submit(training, site, quote(context)) for do in WORK[context.purpose]] for site in sites}
+    return {
+        site: [do.submit(training, site, quote(context)) for do in work_of(session(training).plan, context.purpose)]
+        for site in sites
+    }
 
 
 def finish(
@@ -176,4 +179,5 @@ def outcome(
     concluded: Concluded, total: Sum, evidence: Evidence, absent: Mapping[str, str], train_s: float, sent: int
 ) -> Outcome:
     """Put together what a finished round tells of itself."""
-    return Outcome(concluded, evidence, absent, total.faults, int(total.values[CLAMPED][0]), train_s, sent)
+    clamped = 0 if evidence.context.noise else int(total.values[CLAMPED][0])  # noised, it says nothing
+    return Outcome(concluded, evidence, absent, total.faults, clamped, train_s, sent)

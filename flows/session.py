@@ -7,22 +7,26 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 from flows.checkpoint import Checkpoint
 from flows.collect import Absent
-from flows.exchange import Exchange
+from flows.exchange import Exchange, ExchangeAway
 from flows.local import Sites
+from flows.model import shelf
 from flows.plan import Plan
-from flows.report import RoundRecord
+from flows.privacy import epsilon_so_far, shares_of
+from flows.report import Report, RoundRecord
 from flows.site import Answer
 from flows.tables import segments_of
 from ml_tasks.task import Task
 from protocols.contexts import AttemptContext, Purpose
 from protocols.errors import BadInput, BadMessage, Pending
 from protocols.keys import Consortium, Identity
-from protocols.messages import Refusal, envelope, open_body
+from protocols.messages import Advert, Refusal, envelope, open_body
+from protocols.vault import Vault
 
 LONGEST_REASON = 500
 """A refusal's text is the site's: no more of it, and nothing that a terminal would obey, is shown to the operator."""
@@ -35,32 +39,52 @@ class Session:
     Attributes:
         training: its name.
         plan, task: what is trained.
-        identity: the coordinator's.
+        vault: the coordinator's: its identity, and what it has seen of the sites' ledgers.
         consortium: the pinned keys.
         exchange: where vectors and models lie.
         sites: the way to the sites.
         checkpoint: how far the training has come, with the current global model.
         observe: told of every finished round.
         ending: set when no site need be waited for any more: the training ends, well or not.
+        identity: the coordinator's.
     """
 
     training: str
     plan: Plan
     task: Task
-    identity: Identity
+    vault: Vault
     consortium: Consortium
     exchange: Exchange
     sites: Sites
     checkpoint: Checkpoint
     observe: Callable[[RoundRecord], None] = lambda record: None
     ending: threading.Event = field(default_factory=threading.Event)
+    identity: Identity = field(init=False)
     _missing: dict[str, str | None] = field(default_factory=dict)
     _sent: Counter[tuple[str, str]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def __post_init__(self) -> None:
+        self.identity = self.vault.identity
+
+    def witness(self, site: str, advert: Advert) -> None:
+        """Keep what a site says of its ledger.
+
+        Raises:
+            BadMessage: it is an older one than the site has shown before.
+        """
+        with self.vault.exclusive():
+            if not self.vault.witness(site, advert.ledger_entries, advert.ledger_head):
+                raise BadMessage(site, "advertise", "its ledger is older than one that it has shown")
+
     def context(self, purpose: Purpose, round_: int, attempt: int) -> AttemptContext:
         """The attempt context of a sum on the current model, which is put on the exchange."""
         rules = self.plan.protection
+        table = segments_of(
+            self.plan, purpose, parameters=self.checkpoint.model.vector.size, features=len(self.task.features)
+        )
+        with self._lock:
+            self._sent.clear()  # counts of contexts that are over
         return AttemptContext(
             purpose=purpose,
             training=self.training,
@@ -70,11 +94,28 @@ class Session:
             sites={site: self.consortium.sites[site] for site in self.plan.sites},
             threshold=rules.threshold,
             colluding=rules.colluding,
-            model=self.exchange.put(self.identity.name, self.checkpoint.model.to_bytes()),
-            segments=segments_of(
-                self.plan, purpose, parameters=self.checkpoint.model.vector.size, features=len(self.task.features)
-            ),
+            model=self.exchange.put(shelf(self.training), self.checkpoint.model.to_bytes()),
+            segments=table,
+            noise=shares_of(self.plan, purpose, table),
         )
+
+    def discard(self, model: str) -> None:
+        """Delete from the exchange a model that no sum needs any more; where it is away, the model stays there."""
+        with suppress(ExchangeAway):
+            self.exchange.delete(shelf(self.training), model)
+
+    def report(self) -> Report:
+        """What the finished training tells of itself, and what it has cost in privacy."""
+        report, rules = self.checkpoint.report(), self.plan.privacy
+        if report.final.epsilon is None:
+            return report
+        return replace(report, privacy={"unit": rules.unit, "epsilon": report.final.epsilon, "delta": rules.delta})
+
+    def epsilon_with(self, purpose: Purpose, attempts: int) -> float | None:
+        """Epsilon of every finished sum and of one more, which took so many attempts; ``None`` without privacy."""
+        made = [(cast(Purpose, one.purpose), one.attempt) for one in self.checkpoint.progress.records]
+        size, features = self.checkpoint.model.vector.size, len(self.task.features)
+        return epsilon_so_far(self.plan, [*made, (purpose, attempts)], parameters=size, features=features)
 
     def ask(self, site: str, step: str, context: str, body: object, deadline_s: float) -> tuple[Answer | Absent, float]:
         """Sign and send a request; a refusal is an absence with the site's reason. Also gives the seconds it took.

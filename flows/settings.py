@@ -5,7 +5,6 @@ Paths are relative to the file. Nobody but the party itself writes here: no mess
 """
 
 import sqlite3
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -15,6 +14,7 @@ from flows.exchange import Exchange
 from flows.policy import Policy, TaskPath
 from protocols.consortium import ConsortiumError, read_consortium
 from protocols.contexts import SiteName
+from protocols.files import NotToml, read_toml
 from protocols.keys import Consortium, Identity
 from protocols.messages import COORDINATOR
 from protocols.vault import Vault
@@ -213,10 +213,10 @@ class CoordinatorFolder(_Folder):
 
 def _read(cls: type[Fields], path: Path) -> Fields:
     try:
-        return cls.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        return cls.model_validate(read_toml(path))
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}): name the folder that init has made") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except NotToml as error:
         raise SettingsError(f"{path}: is not TOML: {error}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]

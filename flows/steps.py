@@ -17,16 +17,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
 from flows.collect import Absent, Checked, Collected, collect
+from flows.exchange import ExchangeAway
 from flows.messages import AskWork, Done
 from flows.model import GlobalModel
+from flows.plan import Plan
 from flows.session import Session, session
-from flows.tables import counts_of
-from ml_tasks.averaging import FedAvg
+from flows.tables import clip_of, counts_of, rotation_seed, turned
+from ml_tasks.averaging import FedAvg, PrivateAverage, PrivateStep, adapted
 from ml_tasks.metrics import summarise
 from ml_tasks.tabular import standardisation
 from protocols import plain
 from protocols import secagg_coordinator as coordinator
-from protocols.contexts import AttemptContext
+from protocols.contexts import AttemptContext, Purpose
 from protocols.encoding import add, decode, vector_bytes
 from protocols.errors import BadMessage
 from protocols.messages import (
@@ -40,6 +42,7 @@ from protocols.messages import (
     MaskedVector,
     open_body,
 )
+from protocols.rotation import turn_back
 from protocols.secagg_coordinator import Dealings, Roster
 from protocols.secagg_site import check_advert, check_confirmation
 
@@ -101,9 +104,10 @@ class Quorum:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sum:
-    """A decoded sum: float values by segment, SHA-256 of its bytes on the wire, and whom ``unmask`` blamed."""
+    """A decoded sum: float values by segment, over how many sites, SHA-256 of its bytes on the wire, whom it blames."""
 
     values: Mapping[str, NDArray[np.float64]]
+    sites: int
     digest: str
     faults: tuple[str, ...] = ()
 
@@ -145,7 +149,7 @@ def open_roster(context: AttemptContext, adverts: Mapping[str, Asked]) -> Opened
     """Fix U1: the sites with a good advert."""
 
     def check(site: str, answer: tuple[Envelope, ...]) -> Envelope:
-        check_advert(context, site, only_message(site, answer))
+        session(context.training).witness(site, check_advert(context, site, only_message(site, answer)))
         return answer[0]
 
     found = gather("advertise", adverts, check, context.threshold)
@@ -245,7 +249,7 @@ def unmask(survivors: Survivors, reveals: Mapping[str, Asked]) -> Sum:
     recovered = coordinator.recover_masks(survivors.dealings, survivors.sites, found.present.values())
     total = survivors.total.copy()
     coordinator.unmask(total, context, recovered)
-    return decoded(total, context, tuple(str(fault) for fault in recovered.faults))
+    return decoded(total, context, len(survivors.sites), tuple(str(fault) for fault in recovered.faults))
 
 
 @step("submit[{site}]")
@@ -268,7 +272,7 @@ def add_submitted(
         return answer[0]
 
     found = gather("submit", submitted, check, context.threshold)
-    return decoded(total, context), found
+    return decoded(total, context, len(found.sites)), found
 
 
 @step("standardise")
@@ -283,22 +287,49 @@ def standardise(training: str, total: Sum) -> Concluded:
 def average(training: str, total: Sum) -> Concluded:
     """Apply the strategy to the summed updates; the metrics are of the incoming model."""
     live = session(training)
+    plan, model = live.plan, live.checkpoint.model
+    if plan.privacy.unit != "none":
+        return Concluded(privately(plan, model, total), {})
     weight = float(total.values["weight"][0])
     if not weight > 0:
         raise BadMessage(COORDINATOR, "average", "no survivor has a training example: give the sites data")
-    vector = FedAvg().apply(live.checkpoint.model.vector, total.values["update"], weight)
-    return Concluded(GlobalModel(vector, live.checkpoint.model.standardisation), summarise(counts_of(total.values)))
+    vector = FedAvg().apply(model.vector, total.values["update"], weight)
+    return Concluded(GlobalModel(vector, model.standardisation), summarise(counts_of(total.values)))
+
+
+def privately(plan: Plan, model: GlobalModel, total: Sum) -> GlobalModel:
+    """The next model from noised sums; no round is measured."""
+    rules, update = plan.privacy, total.values["update"]
+    if rules.unit == "site":
+        clip = clip_of(plan, model)
+        mean = PrivateAverage(clip, rules.least_weight)
+        vector = mean.apply(model.vector, update, float(total.values["weight"][0]))
+        if model.clip is None:
+            return replace(model, vector=vector)
+        within = float(total.values["within"][0]) / total.sites + 0.5
+        return replace(model, vector=vector, clip=np.array([adapted(clip, within, rules.quantile)], np.float32))
+    if rules.noise == "local":
+        return replace(model, vector=FedAvg().apply(model.vector, update, total.sites))
+    step = PrivateStep(plan.local.learning_rate * rules.clip / rules.expected_batch)
+    return replace(model, vector=step.apply(model.vector, update))
 
 
 @step("score")
 def score(training: str, total: Sum) -> Concluded:
     """Turn the summed counts of the final evaluation into metrics."""
     model = session(training).checkpoint.model
-    return Concluded(GlobalModel(model.vector, model.standardisation), summarise(counts_of(total.values)))
+    return Concluded(replace(model), summarise(counts_of(total.values)))
 
 
 WORK = {"statistics": (moments,), "training": (train, evaluate), "evaluation": (evaluate,)}
-"""The local work of each purpose."""
+PRIVATE_WORK = WORK | {"training": (train,)}
+"""The local work of each purpose; with privacy no round is measured, since each measurement would be paid for."""
+
+
+def work_of(plan: Plan, purpose: Purpose) -> tuple[Task[..., Any], ...]:
+    """The local work of a sum."""
+    return (WORK if plan.privacy.unit == "none" else PRIVATE_WORK)[purpose]
+
 
 CONCLUDE = {"statistics": standardise, "training": average, "evaluation": score}
 """What the ML layer does with the sum of each purpose."""
@@ -363,14 +394,22 @@ def only_message(site: str, answer: tuple[Envelope, ...]) -> Envelope:
     return answer[0]
 
 
-def decoded(total: NDArray[np.uint8], context: AttemptContext, faults: tuple[str, ...] = ()) -> Sum:
+def decoded(total: NDArray[np.uint8], context: AttemptContext, sites: int, faults: tuple[str, ...] = ()) -> Sum:
     """Decode an unmasked sum, and keep the digest that the receipt names (SPEC 11.2)."""
-    return Sum(decode(total, context.segments), hashlib.sha256(total.data).hexdigest(), faults)
+    seed = rotation_seed(session(context.training).plan, context.digest)
+    values = turned(decode(total, context.segments), seed, turn_back)
+    return Sum(values, sites, hashlib.sha256(total.data).hexdigest(), faults)
 
 
 def fetch(live: Session, site: str, context: str, said: MaskedVector) -> NDArray[np.uint8]:
-    """Read a site's vector from the exchange, checked against the digest that it signed."""
-    content = live.exchange.get(site, said.vector, size=said.size)
+    """Read a site's vector from the exchange, checked against the digest that it signed.
+
+    One that cannot be read drops its site: somebody may have made this one object unreadable.
+    """
+    try:
+        content = live.exchange.get(site, said.vector, size=said.size)
+    except ExchangeAway as away:
+        raise BadMessage(site, "exchange", away.reason) from None
     if len(content) != said.size:
         raise BadMessage(site, "exchange", "the vector does not have the size that the site signed")
     live.count_vector(site, context, said.size)

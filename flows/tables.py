@@ -4,16 +4,22 @@ Coordinator and sites make the same table from the same plan; a site refuses any
 additive counts and vectors become the security layer's segments.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.model import GlobalModel
 from flows.plan import Plan
 from ml_tasks.metrics import COUNTS
-from ml_tasks.tabular import MOMENTS
+from ml_tasks.tabular import MOMENTS, from_bounds
 from protocols.contexts import SPEC_VERSION, Purpose, sha256
 from protocols.encoding import CLAMPED, Segment
+from protocols.privacy.clipping import clip as clip_vectors
+
+if TYPE_CHECKING:  # it imports torch, which whoever checks a receipt need not wait for
+    from ml_tasks.task import Feature
 
 FINE = 2.0**20
 """Grid steps per unit for losses and weights."""
@@ -30,13 +36,14 @@ def segments_of(plan: Plan, purpose: Purpose, *, parameters: int, features: int)
         parameters: length of the model vector.
         features: number of features to standardise.
     """
-    most = float(plan.protection.max_examples)
+    most, unit = float(plan.protection.max_examples), plan.privacy.unit
+    fine = {"none": FINE, "record": FINE, "site": 1.0}[unit]  # one in 512 bins must not ask for noise for its rounding
     counts = [
         Segment(
             f"count.{count.name}",
             count.length,
-            32 if count.integral else 64,
-            1.0 if count.integral else FINE,
+            32 if count.integral and unit == "none" else 64,
+            1.0 if count.integral and unit == "none" else fine,
             count.max_per_example * most,
         )
         for count in COUNTS
@@ -47,22 +54,74 @@ def segments_of(plan: Plan, purpose: Purpose, *, parameters: int, features: int)
             table = [Segment("moments", MOMENTS * features, 64, MOMENT_SCALE, most)]
         case "training":
             update = Segment("update", parameters, ring.bits, ring.scale, ring.max_abs)
-            table = [Segment("weight", 1, 32, FINE, 1.0), update, *counts]
+            match unit:
+                case "none":
+                    table = [Segment("weight", 1, 32, FINE, 1.0), update, *counts]
+                case "record":
+                    table = [update]
+                case "site":
+                    within = [Segment("within", 1, 64, FINE, 0.5)] if plan.privacy.adaptive else []
+                    table = [Segment("weight", 1, 64, FINE, 1.0), update, *within]
         case "evaluation":
             table = counts
     return (*table, Segment(CLAMPED, 1, 64, 1.0, float(sum(segment.length for segment in table))))
 
 
 def tables_of(plan: Plan, *, parameters: int, features: int) -> dict[Purpose, tuple[Segment, ...]]:
-    """The table of every sum that a training makes; statistics only where there are features to standardise."""
-    purposes: tuple[Purpose, ...] = ("statistics", "training", "evaluation") if features else ("training", "evaluation")
+    """The table of every sum that a training makes; statistics only where features are standardised by them."""
+    first: tuple[Purpose, ...] = ("statistics",) if plan.sums_statistics(features) else ()
+    purposes: tuple[Purpose, ...] = (*first, "training", "evaluation")
     return {purpose: segments_of(plan, purpose, parameters=parameters, features=features) for purpose in purposes}
+
+
+def first_model(plan: Plan, features: Sequence["Feature"], vector: NDArray[np.float32]) -> GlobalModel:
+    """The model that a training begins with, standardised by the bounds where the plan says so."""
+    bounds = bool(features) and not plan.sums_statistics(len(features))
+    clip = np.array([plan.privacy.clip], np.float32) if plan.privacy.adaptive else None
+    return GlobalModel(vector, from_bounds(features) if bounds else None, clip)
 
 
 def training_values(plan: Plan, examples: int, update: NDArray[np.float32]) -> dict[str, NDArray[np.floating]]:
     """Weigh an update by the site's share of ``max_examples``, which is at most 1 (SPEC 3.5)."""
     weight = min(examples / plan.protection.max_examples, 1.0)
     return {"weight": np.array([weight]), "update": update * np.float32(weight)}
+
+
+def clip_of(plan: Plan, model: GlobalModel) -> float:
+    """The sites' clip: the model's where it adapts, else the plan's."""
+    return plan.privacy.clip if model.clip is None else float(model.clip[0])
+
+
+def clipped_values(
+    plan: Plan, site: str, examples: int, update: NDArray[np.float32], clip: float
+) -> dict[str, NDArray[np.floating]]:
+    """A site's weight and its update in units of the clip, clipped jointly to length 1 (SPEC 6.10).
+
+    With an adaptive clip also ``within``: 1/2 if the update is no longer than the clip, else -1/2.
+    """
+    weighed = training_values(plan, examples, update / np.float32(clip))
+    joint = clip_vectors(site, np.concatenate([weighed["weight"], weighed["update"]]), 1.0)
+    values: dict[str, NDArray[np.floating]] = {"weight": joint[:1], "update": joint[1:]}
+    if plan.privacy.adaptive:
+        values["within"] = np.array([0.5 if np.linalg.norm(update.astype(np.float64)) <= clip else -0.5])
+    return values
+
+
+def rotation_seed(plan: Plan, attempt_context: str) -> bytes | None:
+    """The 32-byte public seed that an attempt's update is rotated with; ``None`` where the plan rotates nothing."""
+    rotated = plan.protection.update.rotated
+    return bytes.fromhex(sha256(SPEC_VERSION, "rotation", attempt_context)) if rotated else None
+
+
+def turned(
+    values: Mapping[str, NDArray[Any]], seed: bytes | None, turn: Callable[[NDArray[np.float64], bytes], None]
+) -> dict[str, NDArray[Any]]:
+    """Rotate the update among the values of a sum, if there is one, or turn it back (SPEC 12.3)."""
+    if seed is None or "update" not in values:
+        return dict(values)
+    update = values["update"].astype(np.float64)
+    turn(update, seed)
+    return {**values, "update": update}
 
 
 def count_values(counts: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.floating]]:

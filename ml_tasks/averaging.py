@@ -5,12 +5,16 @@ A strategy sees sums over the sites and never one site's update: nothing else le
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+CLIP_RATE = 0.2
+"""How fast a clip adapts: Andrew et al.'s for all of their tasks."""
 
 
 def to_vector(model: nn.Module) -> NDArray[np.float32]:
@@ -69,6 +73,67 @@ class FedAvg:
         if update_sum.shape != vector.shape:
             raise ValueError(f"a sum of shape {update_sum.shape} does not fit a model of shape {vector.shape}")
         return (vector.astype(np.float64) + update_sum / weight_sum).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateStep:
+    """A step of DP-SGD: the noised sum of clipped gradients, divided by a public constant (Abadi et al. 2016).
+
+    Never by the number of records that were sampled: that is a secret.
+
+    Attributes:
+        length: learning rate * clip / expected batch.
+    """
+
+    length: float
+
+    def apply(self, vector: NDArray[np.float32], gradient_sum: NDArray[np.float64]) -> NDArray[np.float32]:
+        """Give vector - length * gradient_sum, computed in float64.
+
+        Args:
+            vector: (d,) the incoming global model.
+            gradient_sum: (d,) the noised sum, in units of the clip.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
+        if gradient_sum.shape != vector.shape:
+            raise ValueError(f"a sum of shape {gradient_sum.shape} does not fit a model of shape {vector.shape}")
+        return (vector.astype(np.float64) - self.length * gradient_sum).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateAverage:
+    """The mean of clipped updates, weighted; of sums that are noised (McMahan et al. 2018, the clipped estimator).
+
+    Attributes:
+        clip: the updates' unit.
+        least_weight: what a smaller summed weight is replaced by: noise may have left next to nothing of it.
+    """
+
+    clip: float
+    least_weight: float
+
+    def apply(
+        self, vector: NDArray[np.float32], update_sum: NDArray[np.float64], weight_sum: float
+    ) -> NDArray[np.float32]:
+        """As `FedAvg.apply`, with the sum of the updates in units of the clip."""
+        return FedAvg().apply(vector, self.clip * update_sum, max(weight_sum, self.least_weight))
+
+
+def adapted(clip: float, within: float, quantile: float) -> float:
+    """Move a clip towards the quantile of the updates' lengths (Andrew et al. 2021, geometric update).
+
+    Args:
+        clip: the one that was used.
+        within: the part of the updates that it left whole, noised.
+        quantile: the part that it should.
+
+    Returns:
+        The next, from 1e-6 to 1e6.
+    """
+    moved = clip * math.exp(-CLIP_RATE * (min(max(within, 0.0), 1.0) - quantile))
+    return min(max(moved, 1e-6), 1e6)
 
 
 def _entries(model: nn.Module) -> list[Tensor]:

@@ -15,6 +15,8 @@ from typing import TextIO
 
 from ml_tasks.task import DataError
 
+LONGEST_ROW = 1024 * 1024
+"""In characters: a small gzip file can hold a row of any length, which would be read whole."""
 SUFFIXES = (".csv.gz", ".csv")  # in the order in which they are looked for
 
 
@@ -75,8 +77,19 @@ def to_number(cell: str) -> float:
 
 def _lines(file: Path) -> Iterator[tuple[int, list[str]]]:
     with _open(file) as text:
-        reader = csv.reader(text, strict=True)
+        left = LONGEST_ROW
+
+        def lines() -> Iterator[str]:
+            nonlocal left
+            while line := text.readline(left + 1):
+                left -= len(line)
+                if left < 0:
+                    raise csv.Error("the row is too long")
+                yield line
+
+        reader = csv.reader(lines(), strict=True)
         while True:
+            left = LONGEST_ROW
             cells, problem = _next(reader)
             if problem:  # raised here and not in a handler: a decoding error carries the file's bytes
                 raise DataError(f"{file}: after line {reader.line_num}: {problem}")

@@ -113,8 +113,10 @@ class Eicu(Task):
         stays = read_stays(folder, site)
         features = features_of(stays)
         parts = np.array([part_of(patient) for patient in stays.patients])
+        patients = np.unique(np.array(stays.patients), return_inverse=True)[1].astype(np.int64)
         train, validation, test = (
-            Examples(features[parts == part], stays.targets[parts == part]) for part in ("train", "validation", "test")
+            Examples(features[parts == part], stays.targets[parts == part], patients[parts == part])
+            for part in ("train", "validation", "test")
         )
         return SiteData(train, test, validation)
 

@@ -79,6 +79,15 @@ def standardisation(summed_moments: NDArray[np.float64], features: Sequence[Feat
     return Standardisation((middle + mean_z * half_range).astype(np.float32), scale.astype(np.float32))
 
 
+def from_bounds(features: Sequence[Feature]) -> Standardisation:
+    """Standardise by the public bounds alone: the middle as mean, a quarter of the range as scale.
+
+    It costs no privacy. The bounds are of what is plausible, so that most values lie within one or two scales.
+    """
+    middle, half_range = _bounds(features)
+    return Standardisation(middle.astype(np.float32), (half_range / 2).astype(np.float32))
+
+
 def apply(features_array: NDArray[np.float32], standardisation: Standardisation | None) -> NDArray[np.float32]:
     """Standardise features and put 0 where a value is missing, which is the mean over all sites.
 

@@ -33,17 +33,22 @@ class Examples:
     Args:
         features: (n, ...) float32; NaN marks a missing value.
         targets: (n,) float32.
+        groups: (n,) whose records they are, such as a patient's: what record-level privacy protects together; None
+            where each record is one of its own.
 
     Raises:
-        ValueError: if the two differ in length.
+        ValueError: if they differ in length.
     """
 
     features: NDArray[np.float32]
     targets: NDArray[np.float32]
+    groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.targets.shape != self.features.shape[:1]:
             raise ValueError(f"features {self.features.shape} and targets {self.targets.shape} differ in length")
+        if self.groups is not None and self.groups.shape != self.targets.shape:
+            raise ValueError(f"groups {self.groups.shape} and targets {self.targets.shape} differ in length")
 
     def __len__(self) -> int:
         return len(self.targets)

@@ -58,7 +58,7 @@ class LocalTraining:
 
 def initial_vector(task: Task, seed: int) -> NDArray[np.float32]:
     """Initialise the task's model from `seed`, 0 <= seed < 2^64, and flatten it."""
-    with _seeded(seed, torch.device("cpu")):
+    with seeded(seed, torch.device("cpu")):
         return to_vector(task.model())
 
 
@@ -86,10 +86,10 @@ def train(
     """
     if len(examples) == 0:
         return np.zeros_like(vector)
-    device = _device()
+    device = usual_device()
     features = torch.tensor(apply(examples.features, standardisation), device=device)
     targets = torch.tensor(examples.targets, device=device)
-    with _seeded(seed, device):
+    with seeded(seed, device):
         model = task.model().to(device)
         load_vector(model, vector)
         model.train()
@@ -100,7 +100,7 @@ def train(
         for batch in itertools.islice(batches, settings.steps):
             rows = batch.to(device)
             optimizer.zero_grad()
-            _, losses = _predict(task, model, features[rows], targets[rows])
+            _, losses = predict(task, model, features[rows], targets[rows])
             torch.autograd.backward(losses.mean())
             optimizer.step()
     update = to_vector(model) - vector
@@ -117,22 +117,23 @@ def evaluate(
     Raises:
         ValueError: if the model or the loss does not give one finite value per example.
     """
-    device = _device()
+    device = usual_device()
     features = torch.tensor(apply(examples.features, standardisation))
     targets = torch.tensor(examples.targets)
     logits, losses = torch.zeros(len(examples)), torch.zeros(len(examples))
-    with _seeded(EVALUATION_SEED, device), torch.no_grad():
+    with seeded(EVALUATION_SEED, device), torch.no_grad():
         model = task.model().to(device)
         load_vector(model, vector)
         model.eval()
         for start in range(0, len(examples), EVALUATION_BATCH):
             rows = slice(start, start + EVALUATION_BATCH)
-            logits[rows], losses[rows] = _predict(task, model, features[rows].to(device), targets[rows].to(device))
+            logits[rows], losses[rows] = predict(task, model, features[rows].to(device), targets[rows].to(device))
     return count(logits.numpy(), examples.targets, losses.numpy())
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Have whatever draws from torch's global generator draw from ``seed``, alone, and put it back."""
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     with _global_generator, torch.random.fork_rng(devices):
         torch.manual_seed(seed)
@@ -151,7 +152,12 @@ def _batches(examples: int, batch_size: int, generator: torch.Generator) -> Iter
         yield from torch.split(order[: examples // size * size], size)
 
 
-def _predict(task: Task, model: nn.Module, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def predict(task: Task, model: nn.Module, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Give each example's logit and loss, both (n,).
+
+    Raises:
+        ValueError: if the model or the loss does not give one value per example.
+    """
     output = model(features)
     if output.numel() != len(targets):
         raise ValueError(f"the model gives {tuple(output.shape)} for {len(targets)} examples, not one logit for each")
@@ -162,5 +168,6 @@ def _predict(task: Task, model: nn.Module, features: Tensor, targets: Tensor) ->
     return logits, losses
 
 
-def _device() -> torch.device:
+def usual_device() -> torch.device:
+    """CUDA where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

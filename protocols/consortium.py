@@ -12,12 +12,11 @@ of the right organisations; for that, people compare ``fingerprint`` over anothe
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from protocols.files import write_whole
+from protocols.files import NotToml, read_toml, write_whole
 from protocols.keys import Consortium, InvalidKey
 from protocols.points import check_public_key
 
@@ -48,13 +47,12 @@ def read_consortium(path: Path) -> Consortium:
         ConsortiumError: it cannot be read, or a field is missing, unknown, malformed, or used twice.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = read_toml(path)
     except OSError as error:
         reason = f"cannot be read ({error.strerror}): give the path of a consortium file"
         raise ConsortiumError(str(path), "file", reason) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise ConsortiumError(str(path), "file", f"is not TOML, or names something twice: {why}") from None
+    except NotToml as error:
+        raise ConsortiumError(str(path), "file", f"is not TOML, or names something twice: {error}") from None
     return _checked(str(path), raw)
 
 

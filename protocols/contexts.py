@@ -9,9 +9,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, FailFast, Field
 from pydantic.dataclasses import dataclass
 
 from protocols.encoding import CLAMPED, Segment, check_headroom
@@ -26,6 +26,10 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
 TrainingName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
 Purpose = Literal["statistics", "training", "evaluation"]
+
+Item = TypeVar("Item")
+ListOf = Annotated[tuple[Item, ...], FailFast()]
+"""A list from outside, refused at its first wrong item: the errors of all would take a thousand times its own size."""
 
 
 def canonical(value: Any) -> str:
@@ -53,6 +57,7 @@ class AttemptContext:
         colluding: sites assumed to collude with the coordinator, at least 1.
         model: digest of the incoming model and strategy state.
         segments: the vector's table.
+        noise: each site's sigma by segment, in grid steps; empty without differential privacy (SPEC 12.5).
     """
 
     purpose: Purpose
@@ -64,7 +69,8 @@ class AttemptContext:
     threshold: Annotated[int, Field(ge=1)]
     colluding: Annotated[int, Field(ge=1)]
     model: Digest
-    segments: tuple[Segment, ...]
+    segments: ListOf[Segment]
+    noise: Mapping[str, Annotated[float, Field(ge=2, allow_inf_nan=False)]]
 
     @property
     def digest(self) -> str:
@@ -117,6 +123,8 @@ def check_context(context: AttemptContext, site: str, consortium: Mapping[str, s
         raise Refused(site, "advertise", "the segment table repeats a name or does not end with the clamped count")
     if (context.segments[-1].length, context.segments[-1].scale) != (1, 1.0):
         raise Refused(site, "advertise", "the clamped count is one integer of scale 1")
+    if context.noise and set(context.noise) != set(names):
+        raise Refused(site, "advertise", "some segments are noised and others are not")
     check_headroom(context.segments, len(context.sites))
 
 

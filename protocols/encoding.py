@@ -87,7 +87,12 @@ def elements(vector: NDArray[np.uint8], segments: Sequence[Segment]) -> Iterator
 
 
 def encode(
-    site: str, values: Mapping[str, NDArray[np.floating]], segments: Sequence[Segment], rounding_key: bytes
+    site: str,
+    values: Mapping[str, NDArray[np.floating]],
+    segments: Sequence[Segment],
+    rounding_key: bytes,
+    *,
+    count_clamped: bool = True,
 ) -> NDArray[np.uint8]:
     """Clamp, scale and round a site's values into one vector of ring elements (SPEC 3.3).
 
@@ -99,6 +104,7 @@ def encode(
         values: one array for each segment but ``clamped``, shape (length,).
         segments: the table; the last is named ``clamped``.
         rounding_key: 32 bytes, the AES-256-CTR key that u is drawn with.
+        count_clamped: false where the sum is noised: then this count says nothing, for no noise is sized to hide it.
 
     Returns:
         The vector on the wire, shape (vector_bytes(segments),).
@@ -117,7 +123,7 @@ def encode(
     clamped = 0
     for segment, ring in elements(vector, segments):
         if segment.name == CLAMPED:
-            ring[:] = min(clamped, int(segment.max_abs))
+            ring[:] = min(clamped, int(segment.max_abs)) if count_clamped else 0
             continue
         floats = values[segment.name]
         for start in range(0, segment.length, _CHUNK):

@@ -1,9 +1,14 @@
-"""Files that are on disk whole or not at all (SPEC 7)."""
+"""Files that are on disk whole or not at all (SPEC 7), and TOML files that anybody may have written."""
 
 import errno
 import os
 import sqlite3
+import tomllib
 from pathlib import Path
+from typing import Any
+
+MOST_DOTS = 100
+"""In a line of TOML: what ``tomllib`` needs grows with the square of a key's parts, and takes gigabytes for 64 KiB."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -25,12 +30,32 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     os.close(folder)
 
 
+class NotToml(Exception):
+    """A file that does not read as TOML; one line that says why."""
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        OSError: it cannot be read.
+        NotToml: it is not TOML in UTF-8, names something twice, or is nested too deep or a number too long for Python.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
+            raise NotToml(f"a line has more than {MOST_DOTS} dots")
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise NotToml(" ".join(str(error).split())[:200]) from None
+
+
 def private(path: str, flags: int) -> int:
     """Open a file that nobody but its owner can read."""
     return os.open(path, flags, 0o600)
 
 
-def is_full(error: Exception) -> bool:
+def is_full(error: BaseException) -> bool:
     """Whether a file or a database could not be written because there is no room."""
     if isinstance(error, sqlite3.OperationalError):
         return error.sqlite_errorcode == sqlite3.SQLITE_FULL

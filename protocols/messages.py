@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from protocols.contexts import SPEC_VERSION, AttemptContext, Digest, SiteName, canonical, sha256
+from protocols.contexts import SPEC_VERSION, AttemptContext, Digest, ListOf, SiteName, canonical, sha256
 from protocols.errors import BadMessage
 from protocols.keys import Identity, InvalidKey, framed, verify
 
@@ -78,11 +78,13 @@ class Advert:
     Attributes:
         mask_key: X25519 public key for pairwise masks, 64 hex digits.
         channel_key: X25519 public key for sealed shares.
-        ledger_head: digest of the site's ledger, so that peers can witness a rollback.
+        ledger_entries, ledger_head: how many lines the site's ledger has, and its digest, so that peers can witness
+            that it is never put back.
     """
 
     mask_key: Digest
     channel_key: Digest
+    ledger_entries: Annotated[int, Field(ge=0, lt=2**63)]
     ledger_head: Digest
 
 
@@ -115,7 +117,7 @@ class MaskedVector:
 class Confirmation:
     """A site's word on the one survivor set of this round (SPEC 4.4). Kind ``confirmation``, to everyone."""
 
-    survivors: tuple[SiteName, ...]
+    survivors: ListOf[SiteName]
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -146,28 +148,28 @@ class AskAdvertise:
 class AskShare:
     """Asks for shares, handing over the signed adverts. Kind ``ask/share``."""
 
-    adverts: tuple[Envelope, ...]
+    adverts: ListOf[Envelope]
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class AskMask:
     """Asks for the masked vector, handing over the shares sealed to this site. Kind ``ask/mask``."""
 
-    shares: tuple[Envelope, ...]
+    shares: ListOf[Envelope]
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class AskConfirm:
     """Asks to confirm the survivor set. Kind ``ask/confirm``."""
 
-    survivors: tuple[SiteName, ...]
+    survivors: ListOf[SiteName]
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class AskReveal:
     """Asks for the shares that unmask, handing over the confirmations. Kind ``ask/reveal``."""
 
-    confirmations: tuple[Envelope, ...]
+    confirmations: ListOf[Envelope]
 
 
 Body = TypeVar("Body")

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from protocols.contexts import SPEC_VERSION, AttemptContext, Digest, SiteName, TrainingName, canonical, sha256
+from protocols.contexts import SPEC_VERSION, AttemptContext, Digest, ListOf, SiteName, TrainingName, canonical, sha256
 from protocols.keys import Identity, framed
 from protocols.messages import Envelope, adapter
 
@@ -62,18 +62,18 @@ class Entry:
         confirmations: the sites' confirmations of U3, by sender; in the plain protocol their ``plain`` messages.
         sum: SHA-256 of the unmasked vector, in its bytes on the wire.
         model: SHA-256 of the outgoing model's file.
-        epsilon: of the training so far; null, since this version has no differential privacy.
+        epsilon: of the training so far, as planned, at the plan's delta; null without privacy.
         previous: digest of the entry before it, or ``chain_start``.
         digest: over all other fields.
     """
 
     context: AttemptContext
-    adverts: tuple[Envelope, ...]
-    survivors: tuple[SiteName, ...]
-    confirmations: tuple[Envelope, ...]
+    adverts: ListOf[Envelope]
+    survivors: ListOf[SiteName]
+    confirmations: ListOf[Envelope]
     sum: Digest
     model: Digest
-    epsilon: None
+    epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
     previous: Digest
     digest: Digest
 
@@ -90,7 +90,7 @@ class Tensor:
     """A named tensor of the model's file that makes a part of the vector (SPEC 11.3)."""
 
     name: Annotated[str, Field(min_length=1)]
-    shape: tuple[Annotated[int, Field(ge=1, le=2**40)], ...]
+    shape: ListOf[Annotated[int, Field(ge=1, le=2**40)]]
 
     @property
     def size(self) -> int:
@@ -117,8 +117,8 @@ class Receipt:
     plan: str
     coordinator: Digest
     sites: Mapping[SiteName, Digest]
-    rounds: tuple[Entry, ...]
-    tensors: tuple[Tensor, ...]
+    rounds: ListOf[Entry]
+    tensors: ListOf[Tensor]
     signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
 
     @property
@@ -138,13 +138,14 @@ def chain_start(training: str, plan: str) -> str:
     return sha256(SPEC_VERSION, "receipt start", training, plan)
 
 
-def add_entry(last: Entry | None, evidence: Evidence, model: str) -> Entry:
+def add_entry(last: Entry | None, evidence: Evidence, model: str, epsilon: float | None) -> Entry:
     """Chain a finished sum to the one before it (SPEC 11.2).
 
     Args:
         last: the entry before it.
         evidence: what the sum leaves.
         model: SHA-256 of the model that was made of it.
+        epsilon: of the training so far; ``None`` without privacy.
 
     Raises:
         ValueError: if its round does not come after the last one's: each sum has one entry.
@@ -160,7 +161,7 @@ def add_entry(last: Entry | None, evidence: Evidence, model: str) -> Entry:
         _by_sender(evidence.confirmations),
         evidence.sum,
         model,
-        None,
+        epsilon,
         previous,
         previous,
     )

@@ -97,10 +97,17 @@ def advertise(
     identity: Identity,
     consortium: Consortium,
     context: AttemptContext,
-    ledger_head: str,
+    ledger: tuple[int, str],
     entropy: Entropy = system_entropy,
 ) -> tuple[Advertised, Envelope]:
     """Draw two fresh key pairs and sign the public halves (SPEC 4.1).
+
+    Args:
+        identity: the site's.
+        consortium: the pinned keys.
+        context: the attempt.
+        ledger: number of lines and head of the site's ledger, this attempt's among them.
+        entropy: gives random bytes.
 
     Raises:
         Refused: if the attempt breaks a rule of SPEC 8.
@@ -110,7 +117,7 @@ def advertise(
     if context.sites[identity.name] != identity.public:
         raise Refused(identity.name, "advertise", "the roster gives this site another identity key")
     mask_secret, channel_secret = entropy(SEED_BYTES), entropy(SEED_BYTES)
-    keys = Advert(public_of(mask_secret).hex(), public_of(channel_secret).hex(), ledger_head)
+    keys = Advert(public_of(mask_secret).hex(), public_of(channel_secret).hex(), *ledger)
     advert = envelope(identity, "advert", context.digest, EVERYONE, keys)
     return Advertised(context, mask_secret, channel_secret, advert), advert
 

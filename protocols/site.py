@@ -8,7 +8,7 @@ is revealed, and one survivor set is confirmed, however often an orchestrator re
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from protocols.contexts import AttemptContext, canonical
 from protocols.encoding import encode
 from protocols.errors import Refused
 from protocols.keys import Consortium, Entropy, Identity, system_entropy
+from protocols.ledger import Charge, LedgerEntry, check_chain, unspent
 from protocols.messages import (
     COORDINATOR,
     AskAdvertise,
@@ -32,8 +33,9 @@ from protocols.messages import (
     adapter,
     open_body,
 )
+from protocols.privacy.noise import add_noise
 from protocols.secagg_site import Advertised, Confirmed, Masked, Shared
-from protocols.vault import EMPTY_LEDGER, Context, Entry, Vault
+from protocols.vault import Context, Entry, Vault
 
 State = Advertised | Shared | Masked | Confirmed
 S = TypeVar("S", Advertised, Shared, Masked, Confirmed)
@@ -41,14 +43,31 @@ Answer = tuple[Envelope, ...]
 Transition = Callable[[], tuple[State, Answer]]
 
 
-def advertise(vault: Vault, consortium: Consortium, request: Envelope, entropy: Entropy = system_entropy) -> Answer:
-    """Join an attempt (SPEC 4.1), unless a rule forbids it.
+def advertise(
+    vault: Vault,
+    consortium: Consortium,
+    request: Envelope,
+    entropy: Entropy = system_entropy,
+    charge: Charge | None = None,
+    afford: Callable[[Sequence[LedgerEntry], Charge], None] = lambda entries, charge: None,
+) -> Answer:
+    """Join an attempt (SPEC 4.1), unless a rule forbids it; enter it into the ledger (SPEC 12.8).
 
-    A new attempt supersedes every other context of its training: their secrets are erased.
+    A new attempt supersedes every other context of its training: their secrets are erased, and what they had reserved
+    and not spent is released.
+
+    Args:
+        vault: the site's.
+        consortium: the pinned keys.
+        request: the coordinator's.
+        entropy: gives random bytes.
+        charge: what the attempt's sum costs, where it is noised.
+        afford: raises Refused where the ledger's entries leave no room for the charge.
 
     Raises:
-        Refused: another plan than the one agreed to; an attempt or a round that is not newer than the last one; a round
-            or an incoming model from which a sum was confirmed; an unsafe threshold, roster or segment table.
+        Refused: a ledger that was changed, or a charge that it has no room for; another plan than the one agreed to; an
+            attempt or a round that is not newer than the last one; a round or an incoming model from which a sum was
+            confirmed; an unsafe threshold, roster or segment table.
         BadMessage: if the request is not the coordinator's.
     """
     identity = vault.identity
@@ -60,12 +79,15 @@ def advertise(vault: Vault, consortium: Consortium, request: Envelope, entropy: 
             _refuse_erased(known, identity, "advertise")
         else:
             _check_new(vault, identity, context)
-            for old in vault.of_training(context.training):
-                vault.erase(old.attempt_context)
+            check_chain(identity.name, vault.ledger_lines())
+            _close(vault, context.training)
+            if charge is not None:
+                afford(vault.ledger(), charge)
             vault.add(context)
+            vault.enter(LedgerEntry("reserve" if charge else "joined", context.digest, charge))
 
         def step() -> tuple[State, Answer]:
-            state, advert = secagg_site.advertise(identity, consortium, context, EMPTY_LEDGER, entropy)
+            state, advert = secagg_site.advertise(identity, consortium, context, vault.ledger_head, entropy)
             return state, (advert,)
 
         return _once(vault, identity, context.digest, "advertise", request, step)
@@ -75,7 +97,7 @@ def share(vault: Vault, consortium: Consortium, request: Envelope, entropy: Entr
     """Deal the shares, once for one roster (SPEC 4.2).
 
     Raises:
-        Refused: for another roster.
+        Refused: for another roster, or one with a site whose ledger was put back.
         BadMessage, BelowThreshold: as ``secagg_site.share``.
     """
     identity = vault.identity
@@ -84,7 +106,11 @@ def share(vault: Vault, consortium: Consortium, request: Envelope, entropy: Entr
         context = _open_context(vault, identity, request, "share")
 
         def step() -> tuple[State, Answer]:
-            return secagg_site.share(identity, _state(Advertised, context, identity, "share"), ask, entropy)
+            state, shares = secagg_site.share(identity, _state(Advertised, context, identity, "share"), ask, entropy)
+            for peer, advert in state.adverts.items():
+                if not vault.witness(peer, advert.ledger_entries, advert.ledger_head):
+                    raise Refused(identity.name, "share", f"the ledger of {peer} is older than one that it has shown")
+            return state, shares
 
         return _once(vault, identity, context.attempt_context, "share", request, step)
 
@@ -95,8 +121,9 @@ def mask(
     request: Envelope,
     values: Mapping[str, NDArray[np.floating]],
     rounding_key: bytes,
+    entropy: Entropy = system_entropy,
 ) -> Answer:
-    """Encode and mask one vector, once (SPEC 4.3, rule 1). The masked bytes lie in ``vault.masked_path``.
+    """Encode, noise and mask one vector, once (SPEC 4.3, 12.5, rule 1). The masked bytes lie in ``vault.masked_path``.
 
     Args:
         vault: the site's.
@@ -104,6 +131,7 @@ def mask(
         request: the coordinator's, in the round context.
         values: one float array a segment; a retry must bring the same ones.
         rounding_key: 32 bytes for stochastic rounding; not part of what a retry must repeat.
+        entropy: gives random bytes, for the noise.
 
     Raises:
         Refused: if another vector or another inbox was masked under this context.
@@ -117,9 +145,15 @@ def mask(
 
         def step() -> tuple[State, Answer]:
             state = _state(Shared, context, identity, "mask")
-            vector = encode(identity.name, values, state.advertised.context.segments, rounding_key)
+            attempt = state.advertised.context
+            private = bool(attempt.noise)
+            vector = encode(identity.name, values, attempt.segments, rounding_key, count_clamped=not private)
+            if private:
+                add_noise(vector, attempt.segments, attempt.noise, entropy)
             masked, message = secagg_site.mask(identity, state, ask, vector)
             vault.keep_masked(context.attempt_context, vector.data)
+            if unspent(vault.ledger_of(context.attempt_context)):
+                vault.enter(LedgerEntry("spent", context.attempt_context))
             return masked, (message,)
 
         return _once(vault, identity, context.attempt_context, "mask", request, step, _values_digest(values))
@@ -159,10 +193,17 @@ def reveal(vault: Vault, consortium: Consortium, request: Envelope) -> Answer:
 
 
 def finish(vault: Vault, training: str) -> None:
-    """Erase the secrets of a training that has ended."""
+    """Erase the secrets of a training that has ended, and release what it had reserved and not spent."""
     with vault.exclusive():
-        for context in vault.of_training(training):
-            vault.erase(context.attempt_context)
+        _close(vault, training)
+
+
+def _close(vault: Vault, training: str) -> None:
+    held = [context.attempt_context for context in vault.of_training(training) if context.state is not None]
+    vault.erase(held)
+    for attempt_context in held:
+        if unspent(vault.ledger_of(attempt_context)):
+            vault.enter(LedgerEntry("release", attempt_context))
 
 
 def _once(

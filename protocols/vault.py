@@ -1,26 +1,27 @@
-"""A site's durable state: identity, agreements, contexts and the journal (SPEC 7).
+"""A site's durable state: identity, agreements, contexts, the journal and the ledger (SPEC 7).
 
 One SQLite file (WAL, synchronous=FULL, secure_delete, mode 0600) and a folder of masked vectors. Whatever a site
 answers has been committed here first, so that its process can be killed at any instant and answers the same when asked
-again. The rules that must outlive a process are ``protocols.site``'s; this file only keeps what they need.
+again. The rules that must outlive a process are ``protocols.site``'s; this file only keeps what they need. A vault that
+was restored from a copy is told by its ``Anchor``, and takes no further part in any training that it knows.
 """
 
 import fcntl
+import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from protocols.contexts import SPEC_VERSION, AttemptContext, sha256
+from protocols.anchor import Anchor
+from protocols.contexts import AttemptContext, sha256
 from protocols.files import private, write_whole
 from protocols.keys import Identity
-
-EMPTY_LEDGER = sha256(SPEC_VERSION, "empty ledger")
-"""The head of a ledger without entries, as it rides in adverts."""
+from protocols.ledger import EMPTY_LEDGER, LedgerEntry, next_head, read_entry
 
 BUSY_TIMEOUT_S = 60.0
 
@@ -40,7 +41,13 @@ CREATE TABLE IF NOT EXISTS journal (
     answer_digest TEXT NOT NULL, answer TEXT,  -- NULL once erased: the digest stays
     PRIMARY KEY (attempt_context, step)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, entry TEXT NOT NULL, head TEXT NOT NULL) STRICT;
+CREATE INDEX IF NOT EXISTS ledger_context ON ledger (json_extract(entry, '$.context'));
+CREATE TABLE IF NOT EXISTS witnessed (site TEXT PRIMARY KEY, entries INTEGER NOT NULL, head TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS anchor (place TEXT NOT NULL, count INTEGER NOT NULL) STRICT;
 """
+
+log = logging.getLogger("fedseal.vault")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +94,7 @@ class Vault:
         path = folder / "vault.sqlite"
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self._lock = threading.RLock()
-        self._erased: list[str] = []
+        self._anchor, self._journaled, self._erased = Anchor(folder), False, False
         self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         with open(folder / "opening", "w", opener=private) as opening:
             fcntl.flock(opening, fcntl.LOCK_EX)  # SQLite's own timeout does not cover the switch to WAL
@@ -95,6 +102,7 @@ class Vault:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA secure_delete = ON")
             self._db.executescript(_SCHEMA)
+            self._check_anchor()
 
     def close(self) -> None:
         """Close the file, after whoever is using it; a thread that comes later gets an error."""
@@ -106,7 +114,7 @@ class Vault:
         """Hold the vault alone, across threads and processes; commit at the end, roll back on an error."""
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
-            self._erased.clear()
+            self._journaled = self._erased = False
             try:
                 yield
                 self._db.execute("COMMIT")
@@ -114,6 +122,8 @@ class Vault:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+            if self._journaled:
+                self._anchor.advance(self._count)
             if self._erased:
                 self._sweep()
 
@@ -210,6 +220,46 @@ class Vault:
             "INSERT INTO journal VALUES (?, ?, ?, ?, ?, ?)",
             (attempt_context, step, entry.request, entry.input, digest, entry.answer),
         )
+        self._db.execute("UPDATE anchor SET count = count + 1")
+        self._journaled = True
+
+    def enter(self, entry: LedgerEntry) -> None:
+        """Enter a line into the ledger; it becomes durable when the exclusive hold ends."""
+        number, head = self.ledger_head
+        line = entry.line
+        self._db.execute("INSERT INTO ledger VALUES (?, ?, ?)", (number + 1, line, next_head(head, number + 1, line)))
+
+    @property
+    def ledger_head(self) -> tuple[int, str]:
+        """How many lines the ledger has, and its head: what rides in adverts."""
+        rows = self._rows("SELECT number, head FROM ledger ORDER BY number DESC LIMIT 1")
+        return (int(rows[0][0]), str(rows[0][1])) if rows else (0, EMPTY_LEDGER)
+
+    def ledger_lines(self) -> list[tuple[str, str]]:
+        """Every line of the ledger with the head after it, oldest first: what ``check_chain`` checks."""
+        return self._rows("SELECT entry, head FROM ledger ORDER BY number")
+
+    def ledger(self) -> list[LedgerEntry]:
+        """Every entry of the ledger, oldest first."""
+        return [read_entry(line) for line, _ in self.ledger_lines()]
+
+    def ledger_of(self, attempt_context: str) -> list[LedgerEntry]:
+        """The entries of an attempt, oldest first."""
+        rows = self._rows(
+            "SELECT entry FROM ledger WHERE json_extract(entry, '$.context') = ? ORDER BY number", attempt_context
+        )
+        return [read_entry(line) for (line,) in rows]
+
+    def witness(self, site: str, entries: int, head: str) -> bool:
+        """Keep what a site's advert says of its ledger; false where an advert seen before said more, or another thing.
+
+        It becomes durable when the exclusive hold ends.
+        """
+        rows = self._rows("SELECT entries, head FROM witnessed WHERE site = ?", site)
+        if rows and (entries < rows[0][0] or (entries == rows[0][0] and head != rows[0][1])):
+            return False
+        self._db.execute("INSERT OR REPLACE INTO witnessed VALUES (?, ?, ?)", (site, entries, head))
+        return True
 
     def masked_path(self, attempt_context: str) -> Path:
         """Where the masked vector of a context lies."""
@@ -219,18 +269,46 @@ class Vault:
         """Write a masked vector so that it is on disk, whole, before its journal entry is."""
         write_whole(self.masked_path(attempt_context), vector)
 
-    def erase(self, attempt_context: str) -> None:
-        """Delete the secrets of a context: state, answers and masked vector. Digests stay in the journal.
+    def erase(self, attempt_contexts: Iterable[str]) -> None:
+        """Delete the secrets of contexts: state, answers and masked vector. Digests stay in the journal.
 
         What is not in the tables goes once the exclusive hold has committed, so that a rollback brings all of it back.
         """
-        self._db.execute("UPDATE contexts SET state = NULL WHERE attempt_context = ?", (attempt_context,))
-        self._db.execute("UPDATE journal SET answer = NULL WHERE attempt_context = ?", (attempt_context,))
-        self._erased.append(attempt_context)
+        for attempt_context in attempt_contexts:
+            self._db.execute("UPDATE contexts SET state = NULL WHERE attempt_context = ?", (attempt_context,))
+            self._db.execute("UPDATE journal SET answer = NULL WHERE attempt_context = ?", (attempt_context,))
+        self._erased = True
+
+    @property
+    def _count(self) -> int:
+        return int(self._rows("SELECT count FROM anchor")[0][0])
+
+    def _check_anchor(self) -> None:
+        """Tell whether this vault was restored from a copy; if so, withdraw from every training that it knows."""
+        with self.exclusive():
+            place = self._anchor.place
+            known = self._rows("SELECT place, count FROM anchor")
+            if not known:
+                self._db.execute("INSERT INTO anchor VALUES (?, 0)", (place,))
+            elif known[0][0] != place or known[0][1] < self._anchor.count:
+                log.error("the vault was moved or restored from a copy: it withdraws from every training that it knows")
+                self._db.execute("UPDATE anchor SET place = ?, count = max(count, ?)", (place, self._anchor.count))
+                self._db.execute(
+                    "INSERT INTO decisions SELECT training, plan, '', 'revoked' FROM agreements WHERE true "
+                    "ON CONFLICT (training) DO UPDATE SET decision = 'revoked'"
+                )
+                self.erase(self._held)
+                self.enter(LedgerEntry("restored", EMPTY_LEDGER))
+
+    @property
+    def _held(self) -> set[str]:
+        """The contexts that hold secrets."""
+        return {context for (context,) in self._rows("SELECT attempt_context FROM contexts WHERE state IS NOT NULL")}
 
     def _sweep(self) -> None:
-        for attempt_context in self._erased:
-            for path in (self.folder / "masked").glob(f"{attempt_context}*"):
+        held = self._held
+        for path in (self.folder / "masked").iterdir():
+            if path.name.split(".")[0] not in held:
                 path.unlink(missing_ok=True)
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log still holds the pages as they were before
 

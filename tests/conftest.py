@@ -37,6 +37,7 @@ os.environ.update(
 _random = settings(settings.get_profile("default"), deadline=None)
 settings.register_profile("fedseal", _random)
 settings.register_profile("ci", _random, print_blob=True)
+settings.register_profile("thorough", _random, max_examples=10_000, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "fedseal")
 
 

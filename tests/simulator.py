@@ -93,7 +93,7 @@ class Simulator:
         keys = {site: vault.identity.public for site, vault in self.vaults.items()}
         self.consortium = Consortium(self.coordinator.public, keys)
         self.context = AttemptContext(
-            "training", "trial", 1, 1, sha256("plan"), keys, threshold, colluding, sha256("model"), small_segments()
+            "training", "trial", 1, 1, sha256("plan"), keys, threshold, colluding, sha256("model"), small_segments(), {}
         )
         for vault in self.vaults.values():
             assert vault.agree("trial", self.context.plan)

@@ -57,7 +57,7 @@ class Play:
         model = sha256("model", f"{round_}")
         table = segments_of(plan, purpose, parameters=3, features=2)
         return AttemptContext(
-            purpose, "trial", round_, attempt, plan.digest, keys, rules.threshold, rules.colluding, model, table
+            purpose, "trial", round_, attempt, plan.digest, keys, rules.threshold, rules.colluding, model, table, {}
         )
 
     def advertise(self, context: AttemptContext) -> str:

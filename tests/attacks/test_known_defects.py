@@ -142,7 +142,7 @@ def test_flower_a_relayed_key_is_signed_by_its_owner(tmp_path: Path) -> None:
     """Flower's server relays unsigned keys, and so can put its own in their place."""
     simulator, _ = make(tmp_path)
     signed = adverts(simulator)
-    mine = Advert(public_of(b"m" * 32).hex(), public_of(b"c" * 32).hex(), "0" * 64)
+    mine = Advert(public_of(b"m" * 32).hex(), public_of(b"c" * 32).hex(), 0, "0" * 64)
     server = Identity("b", simulator.coordinator.secret)
     signed["b"] = envelope(server, "advert", simulator.context.digest, "@everyone", mine)
     with pytest.raises(BadMessage, match=r"^b: advert: the signature does not verify$"):

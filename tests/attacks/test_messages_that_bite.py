@@ -81,7 +81,7 @@ def test_hostile_text_is_a_bad_message_with_fixed_text(body: type, text: str) ->
 
 GOOD: dict[type, dict[str, object]] = {
     Envelope: {"kind": "advert", "context": HEX, "sender": "a", "receiver": "b", "body": "{}", "signature": "ab" * 64},
-    Advert: {"mask_key": HEX, "channel_key": HEX, "ledger_head": HEX},
+    Advert: {"mask_key": HEX, "channel_key": HEX, "ledger_entries": 3, "ledger_head": HEX},
     SealedShare: {"sealed": "ab", "seed_commitment": HEX, "self_commitment": HEX, "key_commitment": HEX},
     MaskedVector: {"vector": HEX, "size": 1},
     Confirmation: {"survivors": ["a"]},
@@ -122,6 +122,7 @@ def test_every_field_refuses_what_is_not_its_own(body: type) -> None:
         "reason": lambda value: isinstance(value, str),
         "sealed": lambda value: value in ("", "ab"),
         "size": lambda value: type(value) is int and value >= 0,
+        "ledger_entries": lambda value: type(value) is int and value >= 0,
         "survivors": lambda value: value == [],
         "self_shares": lambda value: value == {},
         "key_shares": lambda value: value == {},

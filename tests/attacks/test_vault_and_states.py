@@ -77,7 +77,7 @@ def test_a_state_does_not_print_its_secrets(tmp_path: Path) -> None:
     entropy = iter(bytes([number]) * 32 for number in range(65, 70))
     identity = simulator.vaults["a"].identity
     state, _ = secagg_site.advertise(
-        identity, simulator.consortium, simulator.context, "0" * 64, lambda _: next(entropy)
+        identity, simulator.consortium, simulator.context, (0, "0" * 64), lambda _: next(entropy)
     )
     assert state.mask_secret == b"A" * 32
     assert "A" * 32 not in repr(state)

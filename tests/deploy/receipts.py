@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.run import save_model, write_receipt
-from deploy.verify import plan_of, terms_of
+from deploy.verify import check_privacy, plan_of, terms_of
 from flows.plan import Plan
 from protocols.audit import check_receipt
 from protocols.consortium import read_consortium
@@ -68,7 +68,9 @@ def check(content: Mapping[str, Any] | Receipt, consortium: Consortium) -> None:
         ReceiptError: naming the field that is wrong.
     """
     receipt = content if isinstance(content, Receipt) else parse_receipt(json.dumps(content).encode())
-    check_receipt(receipt, consortium, terms_of(plan_of(receipt), receipt))
+    plan = plan_of(receipt)
+    check_receipt(receipt, consortium, terms_of(plan, receipt))
+    check_privacy(receipt, plan)
 
 
 def resigned(content: Mapping[str, Any], identity: Identity) -> Receipt:

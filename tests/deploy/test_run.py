@@ -188,6 +188,57 @@ def test_plan_tells_what_a_training_costs_as_a_training_does(home: Path, tmp_pat
         assert record["bytes_per_site"] == pytest.approx(told, rel=0.01)
 
 
+PRIVATE = (
+    "local.steps=1",
+    "privacy.unit=record",
+    "privacy.epsilon=3.0",
+    "privacy.expected_batch=20.0",
+    "privacy.statistics=bounds",
+)
+
+
+def private(*overrides: str) -> tuple[int, str, str]:
+    """What ``fedseal plan`` says of the example with privacy."""
+    words = [word for override in (*PRIVATE, *overrides) for word in ("--set", override)]
+    return fedseal("plan", EXAMPLE, *words)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ((), "at delta 1e-05 for adding or removing one record"),
+        (("privacy.noise=local", "local.steps=4"), "each of its 4 steps a round, all by itself"),
+        (
+            ("privacy.unit=site", "privacy.sampling_rate=1.0", "privacy.least_weight=0.5", "privacy.adaptive=true"),
+            "follows the 0.5-quantile",
+        ),
+    ],
+)
+def test_plan_tells_what_privacy_a_training_has(overrides: tuple[str, ...], said: str) -> None:
+    code, out, err = private(*overrides, "protection.update.bits=64")
+    assert (code, err) == (0, "")
+    assert said in out and "has room for" in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("privacy.training_noise=0.1",), "raise the noise"),
+        (("privacy.sampling_rate=1.5",), "less than or equal to 1"),
+        (("protection.update.bits=16", "protection.update.scale=900.0"), "of noise"),
+        (("privacy.epsilon=0.0",), "needs epsilon"),
+        (("protection.threshold=2",), "2 x threshold (2) must exceed"),
+    ],
+)
+def test_a_plan_without_the_privacy_that_it_names_is_refused_with_exit_code_2(
+    overrides: tuple[str, ...], said: str
+) -> None:
+    code, out, err = private(*overrides)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

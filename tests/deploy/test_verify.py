@@ -36,6 +36,7 @@ from tests.deploy.receipts import (
 from tests.flows.consortium import at, plan_for, trial
 from tests.flows.tasks import SITES
 
+PRIVATE = {"unit": "record", "epsilon": 3.0, "sampling_rate": 0.5, "expected_batch": 20.0, "statistics": "bounds"}
 PLAIN = {"protocol": "plain", "allow_insecure": True}
 # An epoch below the resolution of any metric: nothing improves on round 1.
 SLOW = {"steps": 1, "batch_size": 99, "learning_rate": 1e-4}
@@ -60,6 +61,15 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     stopping = {"patience": 1, "keep": "best", "metric": "accuracy"}
     plan = plan_for("Bare", rounds=6, local=SLOW, stopping=stopping, protection={"max_examples": 20})
     return train(tmp_path_factory.mktemp("stopped"), plan, name="tiny-stopped")
+
+
+@pytest.fixture(scope="module")
+def private(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """With privacy, and an update that is rotated; the first round takes two attempts."""
+    faults = {(site, "share"): at([1], "lost") for site in ("ann", "bob")}
+    ring = {"bits": 32, "scale": 2.0**12, "rotated": True}
+    plan = plan_for(local={"steps": 1}, privacy=PRIVATE, protection={"update": ring}, max_attempts=2)
+    return train(tmp_path_factory.mktemp("private"), plan, faults, "tiny-private")
 
 
 def content_of(trained: Trained) -> dict[str, Any]:
@@ -114,6 +124,39 @@ def test_a_training_whose_held_round_another_process_has_finished_leaves_a_recei
         run.train()
         resumed = leave(run, tmp_path)
     assert fedseal(*resumed.words(model=resumed.model))[0] == 0
+
+
+def test_the_receipt_of_a_private_training_tells_its_epsilon(private: Trained) -> None:
+    code, out, err = fedseal(*private.words(model=private.model))
+    assert (code, err) == (0, "")
+    epsilons = [entry.epsilon for entry in private.receipt.rounds]
+    assert epsilons == sorted(epsilons) and len(set(epsilons)) == 3
+    assert f"epsilon {epsilons[-1]:.4g} at delta 1e-05" in out
+
+
+def test_the_receipt_of_a_training_with_an_adaptive_clip_is_about_the_clip_too(tmp_path: Path) -> None:
+    rules = {"sampling_rate": 1.0, "least_weight": 0.1, "expected_batch": 0.0, "adaptive": True}
+    plan = plan_for("Bare", rounds=1, privacy=PRIVATE | {"unit": "site"} | rules, protection={"update": {"bits": 64}})
+    trained = train(tmp_path, plan, name="tiny-sites")
+    code, out, _ = fedseal(*trained.words(model=trained.model))
+    assert (code, "adding or removing one site" in out) == (0, True)
+    tensors = load_file(trained.model)
+    tensors["privacy.clip"] *= 2
+    save_file(tensors, tmp_path / "other.safetensors")
+    code, _, err = fedseal(*trained.words(model=tmp_path / "other.safetensors"))
+    assert (code, "rounds[1].model" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [(("epsilon",), "rounds[1].epsilon"), (("context", "noise", "update"), "rounds[1].context")],
+)
+def test_a_coordinator_cannot_lie_about_epsilon_and_noise(private: Trained, path: tuple[str, ...], field: str) -> None:
+    """The noise is in the context that the adverts are signed under."""
+    content = content_of(private)
+    place = holder(content, ("rounds", 1, *path))
+    place[path[-1]] /= 2
+    assert blamed(resigned(content, private.identity), private).startswith(field)
 
 
 def test_it_needs_no_network_and_loads_neither_prefect_nor_torch(trained: Trained) -> None:

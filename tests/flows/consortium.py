@@ -10,12 +10,12 @@ from flows.checkpoint import Checkpoint
 from flows.collect import Absent
 from flows.federated_training import federated_training
 from flows.local import LocalConsortium, LocalSites, open_consortium
-from flows.model import GlobalModel
 from flows.plan import Plan, make_plan
 from flows.policy import load_task
 from flows.report import Report
 from flows.session import Session, opened
 from flows.site import Answer
+from flows.tables import first_model
 from ml_tasks.training import initial_vector
 from protocols.messages import Envelope
 from tests.flows.tasks import SITES
@@ -88,13 +88,13 @@ def trial(
         features = len(task.features)
         checkpoint = Checkpoint.resume(folder / "checkpoint", plan, parameters=vector.size, features=features)
     else:
-        checkpoint = Checkpoint.create(folder / "checkpoint", name, plan, GlobalModel(vector))
-    live = Session(name, plan, task, local.coordinator, local.consortium, local.exchange, sites, checkpoint)
+        checkpoint = Checkpoint.create(folder / "checkpoint", name, plan, first_model(plan, task.features, vector))
+    live = Session(name, plan, task, local.vault, local.consortium, local.exchange, sites, checkpoint)
     try:
         yield Trial(plan, live, local, sites)
     finally:
         checkpoint.close()
-        local.sites.close()
+        local.close()
 
 
 def always(what: str) -> Fault:

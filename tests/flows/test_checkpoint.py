@@ -175,7 +175,7 @@ def commit(checkpoint: Checkpoint, plan: Plan, record: RoundRecord, model: Globa
     """Commit a sum whose evidence nobody will check."""
     digest = "0" * 64
     context = AttemptContext(
-        record.purpose, "tiny", record.round, record.attempt, plan.digest, {}, 3, 1, checkpoint.progress.model, ()
+        record.purpose, "tiny", record.round, record.attempt, plan.digest, {}, 3, 1, checkpoint.progress.model, (), {}
     )
     checkpoint.commit(plan, record, model, Evidence(context, (), record.survivors, (), digest))
 

@@ -1,8 +1,11 @@
 """The exchange is trusted by nobody: size and digest are checked on every read."""
 
 import hashlib
+import os
 import resource
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +126,31 @@ def test_a_model_of_another_shape_or_type_is_a_bad_message() -> None:
     for arrays in ({"vector": good[:4]}, {"vector": good.astype(np.float64)}, {"vector": good, "mean": good[:2]}, {}):
         with pytest.raises(BadMessage, match="@coordinator: model"):
             GlobalModel.from_bytes(save(arrays), parameters=5, features=2)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_no_object_and_is_let_alone(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """A folder would be tried again for half a minute, a pipe waited for without an end."""
+    exchange, digest = Exchange(tmp_path.as_uri()), hashlib.sha256(b"").hexdigest()
+    path = tmp_path / "ann" / digest
+    path.parent.mkdir()
+    make(path)
+    began = time.monotonic()
+    with pytest.raises(BadMessage, match="missing"):
+        exchange.get("ann", digest, size=10)
+    exchange.delete("ann", digest)
+    assert os.path.lexists(path)
+    assert time.monotonic() - began < 5
+
+
+def test_a_link_that_waits_where_a_file_will_be_written_is_not_followed(tmp_path: Path) -> None:
+    exchange, content = Exchange((tmp_path / "exchange").as_uri()), b"known beforehand"
+    digest, mine = hashlib.sha256(content).hexdigest(), tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    for name in (digest, f"{digest}.unfinished"):
+        path = tmp_path / "exchange" / "ann" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(mine)
+    assert exchange.put("ann", content) == digest
+    assert mine.read_bytes() == b"mine"
+    assert exchange.get("ann", digest, size=100) == content

@@ -2,16 +2,24 @@
 
 import json
 import time
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+from uuid import UUID
 
+import httpx
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.base import PrefectHttpxSyncClient
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from pydantic import ValidationError
 
 from flows.exchange import Exchange
 from flows.mailbox import (
     BATCH,
     LONGEST_INPUT,
+    RESPONSE_BYTES,
     Mailbox,
     MailboxError,
     answer_key,
@@ -44,6 +52,14 @@ def test_a_message_is_put_taken_and_deleted(box: Mailbox) -> None:
     box.delete("ask-1")
     box.delete("ask-1")
     assert keys_of(box) == ["answer-1", "ask-2"]
+
+
+def test_a_mailbox_is_cleared_of_one_kind_of_message(box: Mailbox) -> None:
+    for number in range(BATCH + 1):
+        post(box, f"ask-{number}", "x" * (LONGEST_INPUT + number % 2))
+    box.put("answer-1", "other")
+    box.clear("ask-")
+    assert keys_of(box) == ["answer-1"]
 
 
 def test_the_same_message_may_be_put_again_and_a_strangers_gives_way(box: Mailbox) -> None:
@@ -101,6 +117,16 @@ def test_a_key_of_any_length_is_in_nobodys_way(box: Mailbox) -> None:
         found = box.take("ask-")
     assert found == {"ask-true": "true"}
     assert keys_of(box) == ["ask-true"]
+
+
+@pytest.mark.parametrize("key", ["ask-1\n", "ask-" + "0" * 100_000, "ask-" + "0" * 100_000 + "\n"])
+@pytest.mark.parametrize("value", ["x", "x" * 500_000])
+def test_what_the_server_does_not_delete_is_passed_over(box: Mailbox, key: str, value: str) -> None:
+    post(box, key, value)
+    box.put("ask-true", "true")
+    for _ in range(4):
+        found = box.take("ask-")
+    assert found == {"ask-true": "true"}
 
 
 def test_a_mailbox_that_is_away_or_refuses_is_told_in_one_line(box: Mailbox, client: object) -> None:
@@ -165,3 +191,25 @@ def test_a_batch_is_read_in_one_request_and_in_little_time(box: Mailbox) -> None
     began = time.monotonic()
     assert len(box.take("ask-")) == BATCH
     assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("item", ["{}", "0", "[]"])
+def test_a_message_of_a_million_wrong_items_costs_no_more_than_its_first(tmp_path: Path, item: str) -> None:
+    """The errors of all of them took gigabytes, which tracemalloc cannot see: they are counted."""
+    exchange = Exchange((tmp_path / "exchange").as_uri())
+    content = f"[{','.join([item] * 1_000_000)}]".encode()
+    parcel = json.dumps({"object": exchange.put("ann", content), "size": len(content)})
+    with pytest.raises(BadMessage, match="does not parse") as refusal:
+        unpack(parcel, exchange, "ann")
+    below = refusal.value.__context__
+    assert isinstance(below, ValidationError) and below.error_count() <= len(fields(Envelope))
+
+
+@pytest.mark.parametrize("key", [b'"a\\"b"', b'"\xff"', b'"\\ud800"'])
+def test_a_server_that_shows_no_key_of_an_oversized_message_is_told_in_one_line(key: bytes) -> None:
+    content = b'[{"key":%b,"value":"x"}]' % key + b" " * RESPONSE_BYTES
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, stream=httpx.ByteStream(content)))
+    http = PrefectHttpxSyncClient(base_url="http://server/api", transport=transport, enable_csrf_support=False)
+    lying = cast(SyncPrefectClient, SimpleNamespace(_client=http))
+    with pytest.raises(MailboxError, match=r"^the Prefect server does not show its messages$"):
+        Mailbox(lying, UUID(int=1)).take("ask-")

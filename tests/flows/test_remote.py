@@ -146,6 +146,13 @@ def test_answers_that_nobody_waits_for_are_deleted(line: Line) -> None:
     assert gone(line.answers)
 
 
+def test_an_answer_that_comes_when_all_is_over_is_deleted(line: Line) -> None:
+    for number in range(20):
+        line.answers.put(answer_key("ann", f"ask-{number}"), text(ANSWER))
+    line.sites.close()
+    assert keys_of(line.answers) == []
+
+
 def test_a_site_that_has_not_joined_is_not_waited_for(line: Line) -> None:
     began = time.monotonic()
     assert line.sites.ask("bob", REQUEST, 60) == Absent("has not joined yet")

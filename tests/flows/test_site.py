@@ -5,13 +5,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from flows.collect import Absent
 from flows.messages import AskJoin, AskWork, join_context
+from flows.model import shelf
 from flows.plan import Plan
 from flows.policy import Policy
 from flows.site import Site
+from ml_tasks import training
 from protocols.contexts import AttemptContext, sha256
 from protocols.errors import Refused
 from protocols.keys import Identity
@@ -116,7 +120,7 @@ def test_a_model_that_is_missing_or_not_what_its_digest_says_is_refused(run: Tri
     context = replace(run.live.context("training", 1, 1), model=sha256("nowhere"))
     assert "missing from the exchange" in refusal(send(run, "ann", "train", context.digest, AskWork(context)))
     context = run.live.context("training", 1, 1)
-    path = next((tmp_path / "exchange" / COORDINATOR).glob(context.model))
+    path = tmp_path / "exchange" / shelf(context.training) / context.model
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert "not what its digest says" in refusal(send(run, "ann", "train", context.digest, AskWork(context)))
 
@@ -161,6 +165,22 @@ def test_work_for_an_older_attempt_than_the_newest_is_not_done(run: Trial) -> No
     assert join(run, "ann").kind == "joined"
     new, old = run.live.context("training", 1, 2), run.live.context("training", 1, 1)
     assert send(run, "ann", "advertise", new.digest, AskAdvertise(new)).kind == "advert"
+    assert "a newer attempt has begun" in refusal(send(run, "ann", "train", old.digest, AskWork(old)))
+
+
+def test_work_that_a_newer_attempt_overtakes_is_refused_in_one_line(
+    run: Trial, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by chaos: a site stood still in the middle of its training, and the others went on."""
+    assert join(run, "ann").kind == "joined"
+    old, new = run.live.context("training", 1, 1), run.live.context("training", 1, 2)
+
+    def overtaken(*arguments: object) -> NDArray[np.float32]:
+        assert send(run, "ann", "advertise", new.digest, AskAdvertise(new)).kind == "advert"
+        return honest(*arguments)
+
+    honest = training.train
+    monkeypatch.setattr(training, "train", overtaken)
     assert "a newer attempt has begun" in refusal(send(run, "ann", "train", old.digest, AskWork(old)))
 
 

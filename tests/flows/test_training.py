@@ -124,8 +124,11 @@ def test_a_broken_table_stops_the_training_before_any_round(tmp_path: Path) -> N
         assert not any(step == "advertise" for _, step in run.sites.asked)
 
 
-def test_what_a_task_raises_stays_in_the_site_s_own_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with trial(tmp_path, plan_for("Crashing", max_attempts=1)) as run, pytest.raises(BelowThreshold) as caught:
+@pytest.mark.parametrize("task", ["Crashing", "Stopping"])
+def test_what_a_task_raises_stays_in_the_site_s_own_log(
+    task: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with trial(tmp_path, plan_for(task, max_attempts=1)) as run, pytest.raises(BelowThreshold) as caught:
         run.train()
     assert "the site's log says why" in str(caught.value)
     assert LEAK not in str(caught.value)

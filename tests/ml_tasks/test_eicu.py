@@ -10,6 +10,7 @@ from ml_tasks import tabular, training
 from ml_tasks.eicu import FEATURES, Eicu, features_of, part_of
 from ml_tasks.eicu_tables import ALLOWED, FORBIDDEN, KEY, REGIONS, TARGET, read_stays
 from ml_tasks.metrics import summarise
+from ml_tasks.private import units
 from ml_tasks.task import DataError
 from ml_tasks.training import LocalTraining
 
@@ -88,6 +89,15 @@ def test_a_patient_of_two_regions_is_in_the_same_part_in_both(demo: Path) -> Non
     for part in ("train", "validation", "test"):
         expected = [sum(part_of(name) == part for name in read_stays(demo, region).patients) for region in REGIONS]
         assert [len(getattr(one, part)) for one in data] == expected
+
+
+def test_a_patient_s_stays_are_one_unit_of_privacy(demo: Path) -> None:
+    for region in REGIONS:
+        stays, data = read_stays(demo, region), Eicu().load(demo, region)
+        train = [name for name in stays.patients if part_of(name) == "train"]
+        assert len(train) == len(data.train)
+        assert units(data.train).max() + 1 == len(set(train)) < len(train)
+        assert np.array_equal(np.array(train)[:, None] == train, units(data.train)[:, None] == units(data.train))
 
 
 def test_the_parts_have_their_shares_and_do_not_change() -> None:

@@ -2,15 +2,20 @@
 
 import json
 import os
+import shutil
+import sqlite3
+import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-from httpx import HTTPStatusError
+import pytest
+from httpx import HTTPStatusError, TransportError
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterName, TaskRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
@@ -115,9 +120,27 @@ class Consortium:
 
     def inputs(self, run: UUID) -> list[str]:
         """The keys of the inputs that a flow run holds."""
-        asked = {"prefix": "", "limit": 200, "exclude_keys": []}
+        return list(self.messages(run, ""))
+
+    def messages(self, run: UUID, prefix: str) -> dict[str, str]:
+        """The inputs that a flow run holds, by key."""
+        asked = {"prefix": prefix, "limit": 200, "exclude_keys": []}
         found = self.client._client.post(f"/flow_runs/{run}/input/filter", json=asked).json()
-        return [one["key"] for one in found]
+        return {one["key"]: one["value"] for one in found}
+
+    def post(self, run: UUID, key: str, value: str) -> None:
+        """Put an input into a flow run, as whoever can write to the Prefect API can."""
+        asked = {"key": key, "value": value}
+        self.client._client.post(f"/flow_runs/{run}/input", json=asked, timeout=120).raise_for_status()
+
+    def settled(self, run: UUID) -> None:
+        """Wait until no participation of a training lives any more."""
+
+        def living() -> list[str]:
+            found = [one for site in self.home.sites for one in self.participations(run, site)]
+            return [f"{one.name} is {state_of(one).value}" for one in found if state_of(one) not in ENDED]
+
+        eventually(lambda: not living(), 60, tell=living)
 
     def online(self, site: str) -> bool:
         """Whether a site's worker is seen to be there."""
@@ -126,6 +149,10 @@ class Consortium:
         except (ObjectNotFound, HTTPStatusError):  # not registered yet
             return False
         return "ONLINE" in {worker.status for worker in workers}
+
+    def vault(self, site: str) -> sqlite3.Connection:
+        """A site's vault, to read."""
+        return sqlite3.connect(f"file:{self.home.site(site) / 'vault' / 'vault.sqlite'}?mode=ro", uri=True)
 
     def start(self, site: str) -> None:
         """Start a site that is not there."""
@@ -166,24 +193,99 @@ def consortium(
     start: Sequence[str] | None = None,
     database: str | None = None,
     tables: Mapping[str, str] | None = None,
+    tasks: Sequence[str] = TASKS,
+    small_disk: str | None = None,
+    poll_s: int | None = 2,
     prepare: Callable[[Home], None] = lambda home: None,
 ) -> Iterator[Consortium]:
-    """Run a consortium; ``start`` names the sites that are there at first, ``tables`` lines of policy by site.
+    """Run a consortium.
 
-    ``prepare`` is called with the folders before anybody starts.
+    Args:
+        folder: where everything lies.
+        sites: their names, or how many.
+        start: the sites that are there at first; all of them by default.
+        database: the server's, if it is not to be SQLite.
+        tables: lines of policy by site.
+        tasks: what may run.
+        small_disk: the site whose vault is a small disk of its own, where this machine lets us mount one.
+        poll_s: seconds between a worker's looks for runs; ``None`` for what it is outside of tests.
+        prepare: called with the folders before anybody starts.
     """
     port, names = free_port(), site_names(sites) if isinstance(sites, int) else tuple(sites)
     url = f"http://127.0.0.1:{port}/api"
-    home = found_home(folder, names, url, TASKS)
+    home = found_home(folder, names, url, tuple(tasks))
     for site, lines in (tables or {}).items():
         path = home.site(site) / SITE_FILE
         kept = [line for line in path.read_text().splitlines() if line.split(" = ")[0] not in lines]
         path.write_text("\n".join([*kept, lines]) + "\n")
     prepare(home)
-    server = start_server(folder / "server", port, database)
-    with running(home, server, None if start is None else tuple(start)), temporary_settings({PREFECT_API_URL: url}):
-        with get_client(sync_client=True) as client:
-            yield Consortium(home, client)
+    with mounted(home.site(small_disk) / "vault") if small_disk else nullcontext(), polling(poll_s):
+        server = start_server(folder / "server", port, database)
+        with running(home, server, None if start is None else tuple(start)), temporary_settings({PREFECT_API_URL: url}):
+            with get_client(sync_client=True) as client:
+                yield Consortium(home, client)
+
+
+@contextmanager
+def polling(seconds: int | None) -> Iterator[None]:
+    """Have the workers that are started from here on look for runs as often as this."""
+    with pytest.MonkeyPatch.context() as patch:
+        if seconds is not None:
+            patch.setenv("PREFECT_WORKER_QUERY_SECONDS", str(seconds))
+        yield
+
+
+@contextmanager
+def mounted(disk: Path) -> Iterator[None]:
+    """Have a folder be a disk of 16 megabytes, where this machine lets us mount one; its files stay."""
+    aside = disk.with_name("aside")
+    disk.rename(aside)
+    disk.mkdir(mode=0o700)
+    words = ["mount", "-t", "tmpfs", "-o", "size=16m,mode=0700", "tmpfs", str(disk)]
+    done = subprocess.run(words, capture_output=True, check=False).returncode == 0
+    shutil.copytree(aside, disk, dirs_exist_ok=True)
+    shutil.rmtree(aside)
+    try:
+        yield
+    finally:
+        if done:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Fill a disk; gives the file that does."""
+    filler = disk / "filler"
+    with suppress(OSError), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+def state_of(run: FlowRun) -> StateType:
+    """The type of a run's state."""
+    assert run.state is not None
+    return run.state.type
+
+
+def assert_one_vector_a_mask(home: Consortium, run: UUID) -> None:
+    """No context of a site has two masked vectors, and no two contexts have the same keys."""
+    query = (
+        "SELECT journal.attempt_context, step, answer_digest FROM journal JOIN contexts USING (attempt_context) "
+        "WHERE training = ?"
+    )
+    for site in home.home.sites:
+        with home.vault(site) as db:
+            rows = db.execute(query, (home.runs(run).name,)).fetchall()
+        masked = Counter(context for context, step, _ in rows if step == "mask")
+        assert set(masked.values()) <= {1}
+        adverts = [digest for _, step, digest in rows if step == "advertise"]
+        assert len(set(adverts)) == len(adverts) >= len(masked)
+
+
+def assert_no_traceback(home: Consortium) -> None:
+    """What went wrong on the way was said in one line; the server's own log is Prefect's."""
+    for name, text in home.logs(last=1_000_000).items():
+        assert "Traceback" not in text or name.startswith("server/"), (name, text)
 
 
 def children(pid: int) -> list[int]:
@@ -191,11 +293,19 @@ def children(pid: int) -> list[int]:
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def eventually(look: Callable[[], T | None], timeout_s: float, pause_s: float = 0.2) -> T:
-    """Look until there is something, and fail after a time."""
-    deadline = time.monotonic() + timeout_s
+def eventually(
+    look: Callable[[], T | None], timeout_s: float, pause_s: float = 0.2, *, tell: Callable[[], object] | None = None
+) -> T:
+    """Look until there is something, and fail after a time; a server that is busy is looked at again.
+
+    ``tell`` gives what the failure says of how things stand.
+    """
+    deadline, busy = time.monotonic() + timeout_s, ""
     while time.monotonic() < deadline:
-        if found := look():
-            return found
+        try:
+            if found := look():
+                return found
+        except (HTTPStatusError, TransportError) as error:
+            busy = f"; the server: {error}"
         time.sleep(pause_s)
-    raise AssertionError(f"nothing within {timeout_s:g} s")
+    raise AssertionError(f"nothing within {timeout_s:g} s{busy}" + (f": {tell()}" if tell else ""))

@@ -38,3 +38,13 @@ class Sleepy(_Tiny):
         if site == "east":
             time.sleep(85)
         return super().load(folder, site)
+
+
+class Hoarder(_Tiny):
+    """Keeps memory and an open file for every step that it trains, for ever."""
+
+    kept: list[object] = []  # noqa: RUF012
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.kept += [bytearray(b"\1") * 1_000_000, Path(__file__).open()]
+        return super().loss(logits, targets)

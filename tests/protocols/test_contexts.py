@@ -26,7 +26,7 @@ from protocols.messages import parse
 KEYS = {name: sha256(name) for name in ("ann", "bob", "cat", "dan")}
 COUNT = Segment(CLAMPED, 1, 32, 1.0, 1000.0)
 CONTEXT = AttemptContext(
-    "training", "trial", 1, 1, sha256("plan"), KEYS, 3, 1, sha256("model"), (Segment("x", 2, 32, 4.0, 1.0), COUNT)
+    "training", "trial", 1, 1, sha256("plan"), KEYS, 3, 1, sha256("model"), (Segment("x", 2, 32, 4.0, 1.0), COUNT), {}
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -76,6 +76,7 @@ CHANGES: dict[str, Any] = {
     "colluding": 2,
     "model": sha256("other model"),
     "segments": (Segment("x", 2, 32, 4.0, 1.0 + 2.0**-52), COUNT),
+    "noise": {"x": 2.0, "clamped": 2.0},
 }
 
 

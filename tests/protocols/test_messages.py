@@ -37,7 +37,7 @@ from tests.vectors.load import own
 
 ANN = Identity("ann", bytes(range(32)))
 CONTEXT = sha256("a context")
-ADVERT = Advert(sha256("mask"), sha256("channel"), sha256("ledger"))
+ADVERT = Advert(sha256("mask"), sha256("channel"), 7, sha256("ledger"))
 MESSAGE = envelope(ANN, "advert", CONTEXT, EVERYONE, ADVERT)
 EXPECTED = {"key": ANN.public, "kind": "advert", "context": CONTEXT, "sender": "ann", "receiver": EVERYONE}
 BODIES: dict[str, type[Any]] = {

@@ -15,10 +15,10 @@ from protocols.contexts import AttemptContext, sha256
 from protocols.encoding import CLAMPED, Segment, add, encode, vector_bytes
 from protocols.errors import BadMessage, BelowThreshold
 from protocols.keys import Consortium, Identity
+from protocols.ledger import EMPTY_LEDGER
 from protocols.messages import COORDINATOR, AskConfirm, AskMask, AskReveal, AskShare, Envelope, Reveal, envelope
 from protocols.secagg_coordinator import Dealings
 from protocols.secagg_site import Masked, Shared
-from protocols.vault import EMPTY_LEDGER
 from tests.simulator import Simulator, plain_sum, small_segments
 
 KEY = bytes(range(32))
@@ -39,9 +39,9 @@ def dealt(sites: int, threshold: int, segments: tuple[Segment, ...]) -> Dealt:
     identities = {name: Identity.generate(name) for name in names}
     keys = {name: identity.public for name, identity in identities.items()}
     consortium = Consortium(Identity.generate(COORDINATOR).public, keys)
-    context = AttemptContext("training", "trial", 1, 1, sha256("p"), keys, threshold, 1, sha256("m"), segments)
+    context = AttemptContext("training", "trial", 1, 1, sha256("p"), keys, threshold, 1, sha256("m"), segments, {})
     advertised = {
-        name: secagg_site.advertise(identity, consortium, context, EMPTY_LEDGER)
+        name: secagg_site.advertise(identity, consortium, context, (0, EMPTY_LEDGER))
         for name, identity in identities.items()
     }
     roster = secagg_coordinator.open_roster(context, (advert for _, advert in advertised.values()))

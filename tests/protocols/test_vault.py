@@ -223,7 +223,7 @@ def test_threads_may_read_while_another_erases(tmp_path: Path) -> None:
     def erase() -> bool:
         for _ in range(200):
             with vault.exclusive():
-                vault.erase(sha256("over"))
+                vault.erase([sha256("over")])
         return True
 
     def read() -> bool:

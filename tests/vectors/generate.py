@@ -20,7 +20,9 @@ import numpy as np
 from protocols import secagg_coordinator, secagg_site, shamir
 from protocols.contexts import AttemptContext, canonical, round_context, sha256
 from protocols.encoding import CLAMPED, Segment, encode, integers
-from protocols.keys import Consortium, Entropy, Identity, framed, public_of
+from protocols.gaussian import discrete_gaussian, tail
+from protocols.keys import KEY_BYTES, Consortium, Entropy, Identity, framed, public_of
+from protocols.ledger import EMPTY_LEDGER, Charge, LedgerEntry, next_head
 from protocols.masks import Mask, apply_masks
 from protocols.messages import (
     COORDINATOR,
@@ -33,8 +35,10 @@ from protocols.messages import (
     Envelope,
     envelope,
 )
+from protocols.privacy.clipping import Noised, noise_multiplier, sensitivity
+from protocols.privacy.noise import carried, share
 from protocols.receipt import Evidence, Tensor, add_entry, sign_receipt
-from protocols.vault import EMPTY_LEDGER
+from protocols.rotation import rotate
 
 FOLDER = Path(__file__).parent / "own"
 ROUNDING_KEY = hashlib.sha256(b"fedseal vectors: rounding").digest()
@@ -106,7 +110,7 @@ def mask_vectors() -> dict[str, Any]:
     """Pair and self mask seeds, and the first 64 bytes of masks in each ring."""
     round_digest = sha256("a round")
     secrets = {site: entropy(f"mask secret {site}")(32) for site in ("ann", "bob")}
-    adverts = {site: Advert(public_of(secret).hex(), "00" * 32, EMPTY_LEDGER) for site, secret in secrets.items()}
+    adverts = {site: Advert(public_of(secret).hex(), "00" * 32, 0, EMPTY_LEDGER) for site, secret in secrets.items()}
     pairs = {
         site: secagg_site.pair_mask(secrets[site], site, peer, adverts[peer], round_digest)
         for site, peer in (("ann", "bob"), ("bob", "ann"))
@@ -159,7 +163,7 @@ def round_vectors(label: str, sites: Sequence[str], dropped: Sequence[str], *, t
 
     ask("advertise", context.digest, sites, lambda _: AskAdvertise(context))
     advertised = {
-        site: secagg_site.advertise(identities[site], consortium, context, EMPTY_LEDGER, randomness[site])
+        site: secagg_site.advertise(identities[site], consortium, context, (0, EMPTY_LEDGER), randomness[site])
         for site in sites
     }
     messages["advert"] = [advert for _, advert in advertised.values()]
@@ -222,10 +226,74 @@ def receipt_vectors(finished: Mapping[str, Any]) -> dict[str, Any]:
     )
     total = hashlib.sha256(bytes.fromhex(finished["sum"])).hexdigest()
     evidence = Evidence(context, adverts, ("ann", "bob", "cat"), confirmations, total)
-    entry, tensors = add_entry(None, evidence, sha256("next model")), (Tensor("weight", (2, 3)),)
+    entry, tensors = add_entry(None, evidence, sha256("next model"), None), (Tensor("weight", (2, 3)),)
     plan = '{"name":"vectors"}'
     receipt = sign_receipt(coordinator, context.training, plan, context.sites, (entry,), tensors)
     return asdict(receipt) | {"signed_bytes": receipt.signed_bytes.hex()}
+
+
+def gaussian_vectors() -> list[dict[str, Any]]:
+    """Samples without a fine part and with one; rejected ones are drawn anew, further on in the stream."""
+    cases = []
+    for sigma, length in ((0.25, 32), (2.0, 32), (511.75, 32), (1000.0, 64), (50000.0, 64), (2.0**39, 32)):
+        label = f"gaussian {sigma:g}"
+        samples = discrete_gaussian(sigma, length, entropy(label)(KEY_BYTES))
+        cases.append({"entropy": label, "sigma": sigma, "samples": samples.tolist()})
+    return cases
+
+
+def rotation_vectors() -> list[dict[str, Any]]:
+    """Whole blocks, and a last one that overlaps; whole numbers, which no order of additions rounds."""
+    cases = []
+    for length in (1, 5, 16, 37):
+        draw = entropy(f"rotation {length}")
+        values = np.frombuffer(draw(length), np.int8).astype(np.float64)
+        seed, rotated = draw(KEY_BYTES), values.copy()
+        rotate(rotated, seed)
+        cases.append({"seed": seed.hex(), "values": values.tolist(), "rotated": rotated.tolist()})
+    return cases
+
+
+def privacy_vectors() -> list[dict[str, Any]]:
+    """Sensitivities, noise shares and what a sum then has for noise multiplier."""
+    cases = []
+    for bound, scale, length, summed, sigma in ((1.0, 2.0**10, 1, 1, 500.0), (2.5, 2.0**16, 1000, 4096, 1.5e5)):
+        each = share(sigma, threshold=4, colluding=1)
+        noise = carried(each, 5, threshold=4, colluding=1)
+        cases.append(
+            {
+                "clip": bound,
+                "scale": scale,
+                "length": length,
+                "summed": summed,
+                "sigma": sigma,
+                "threshold": 4,
+                "colluding": 1,
+                "survivors": 5,
+                "sensitivity": sensitivity(bound, scale, length, summed=summed),
+                "share": each,
+                "noise_multiplier": noise_multiplier(bound, (Noised(length, scale, noise),), summed=summed),
+                "tail": tail(each, 1e-9),
+            }
+        )
+    return cases
+
+
+def ledger_vectors() -> dict[str, Any]:
+    """A sum that was masked, one that was not, and a vault that was restored."""
+    first, second = sha256("first attempt"), sha256("second attempt")
+    charge = Charge("icu", sha256("content"), ((1.5, 0.01, 100, 0.0), (8.0, 1.0, 1, 1e-17)))
+    entries = (
+        LedgerEntry("reserve", first, charge),
+        LedgerEntry("spent", first),
+        LedgerEntry("reserve", second, charge),
+        LedgerEntry("release", second),
+        LedgerEntry("restored", EMPTY_LEDGER),
+    )
+    heads = [EMPTY_LEDGER]
+    for number, entry in enumerate(entries, start=1):
+        heads.append(next_head(heads[-1], number, entry.line))
+    return {"lines": [asdict(entry) for entry in entries], "heads": heads}
 
 
 def vectors() -> dict[str, str]:
@@ -236,6 +304,10 @@ def vectors() -> dict[str, str]:
         "shamir": shamir_vectors(),
         "masks": mask_vectors(),
         "encoding": encoding_vectors(),
+        "gaussian": gaussian_vectors(),
+        "rotation": rotation_vectors(),
+        "privacy": privacy_vectors(),
+        "ledger": ledger_vectors(),
         "round_of_3": round_of_3,
         "receipt": receipt_vectors(round_of_3),
         "round_of_4_one_dropped": round_vectors("round of 4", ("ann", "bob", "cat", "dan"), ("bob",), threshold=3),
@@ -269,7 +341,9 @@ def _consortium(
     coordinator = Identity.generate(COORDINATOR, entropy(f"{label} identity {COORDINATOR}"))
     identities = {site: Identity.generate(site, entropy(f"{label} identity {site}")) for site in sites}
     keys = {site: identity.public for site, identity in identities.items()}
-    context = AttemptContext("training", "vectors", 1, 1, sha256("plan"), keys, threshold, 1, sha256("model"), SEGMENTS)
+    context = AttemptContext(
+        "training", "vectors", 1, 1, sha256("plan"), keys, threshold, 1, sha256("model"), SEGMENTS, {}
+    )
     return context, coordinator, identities
 
 

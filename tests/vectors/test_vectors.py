@@ -1,16 +1,25 @@
 """Our own vectors are what the code gives, byte for byte, and what SPEC's formulas give without the code."""
 
+import decimal
 import hashlib
 import hmac
+import itertools
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from protocols.encoding import integers
 from protocols.keys import Identity, verify
@@ -18,6 +27,7 @@ from protocols.messages import COORDINATOR, Envelope
 from tests.vectors.generate import FOLDER, SEGMENTS, differences, entropy, vectors
 from tests.vectors.load import own
 
+EXACT = decimal.Context(prec=200)
 ROUNDS = ("round_of_3", "round_of_4_one_dropped")
 
 
@@ -35,6 +45,20 @@ def hkdf(secret: bytes, salt: str, *info: str) -> str:
     """RFC 5869 for one block of output, from HMAC alone."""
     extracted = hmac.digest(bytes.fromhex(salt), secret, "sha256")
     return hmac.digest(extracted, framed("fedseal/1", *info) + b"\1", "sha256").hex()
+
+
+def keystream(seed: bytes) -> Callable[[int], bytes]:
+    """AES-256-CTR from zero, as long as asked each time."""
+    encryptor = Cipher(AES256(seed), CTR(bytes(16))).encryptor()
+    return lambda length: encryptor.update(bytes(length))
+
+
+def number(raw: bytes) -> int:
+    return int.from_bytes(raw, "little")
+
+
+def exp(exponent: Fraction) -> Decimal:
+    return EXACT.exp(EXACT.divide(Decimal(exponent.numerator), Decimal(exponent.denominator)))
 
 
 def test_the_files_are_what_the_code_gives_byte_for_byte() -> None:
@@ -102,6 +126,68 @@ def test_mask_seeds_follow_from_the_formulas_of_the_spec() -> None:
     assert (
         hkdf(bytes.fromhex(given["self_mask"]["b"]), given["round"], "self mask", "ann") == given["self_mask"]["seed"]
     )
+
+
+@pytest.mark.parametrize("case", own("gaussian"), ids=lambda case: case["entropy"])
+def test_noise_follows_from_the_exact_algorithm_of_the_spec(case: dict[str, Any]) -> None:
+    """In fractions and decimals. The first bits of every draw decide, or the test says that they do not."""
+    sigma, stream, samples = Fraction(case["sigma"]), keystream(entropy(case["entropy"])(32)), []
+    shift = next(j for j in itertools.count() if sigma / 2**j < 512)
+    weights: list[Decimal] = []
+    while not weights or weights[-1] >= Decimal(2) ** -200:
+        weights.append(exp(-Fraction(len(weights) ** 2) / (2 * (sigma / 2**shift) ** 2)))
+    sums = list(itertools.accumulate(weights, EXACT.add))
+    boundaries = [int(EXACT.divide(EXACT.multiply(2**192, one), sums[-1])) for one in sums[:-1]]
+    tops = {boundary >> 128 for boundary in boundaries}
+    while (missing := len(case["samples"]) - len(samples)) > 0:
+        draws = [number(stream(8)) for _ in range(missing)]
+        assert not tops & set(draws), "a tie, once in 2^50 samples: take another label"
+        coarse = [sum(boundary >> 128 < draw for boundary in boundaries) for draw in draws]
+        signs = [number(stream(4)) for _ in range(missing)]
+        kept = [number(stream(4)) for _ in range(missing)] if shift else [2**32 - 1] * missing
+        for x, bits, v in zip(coarse, signs, kept, strict=True):
+            y, minus = bits % 2**shift, bits >> 31
+            rejection = (1 - exp(-Fraction(y * (y + 2 ** (shift + 1) * x)) / (2 * sigma**2))) * 2**32
+            assert not v < rejection < v + 1, "undecided by 32 bits: take another label"
+            magnitude = 2**shift * x + y
+            if v >= rejection and (magnitude or not minus):
+                samples.append(-magnitude if minus else magnitude)
+    assert samples == case["samples"]
+
+
+@pytest.mark.parametrize("case", own("rotation"), ids=lambda case: len(case["values"]))
+def test_a_rotation_is_signs_and_a_hadamard_matrix_on_each_block(case: dict[str, Any]) -> None:
+    vector, stream = [Fraction(value) for value in case["values"]], keystream(bytes.fromhex(case["seed"]))
+    size = next(4**power for power in (6, 5, 4, 3, 2, 1, 0) if 4**power <= len(vector))
+    whole = len(vector) // size
+    overlapping = [range(len(vector) - size, len(vector))] if len(vector) % size else []
+    for places in [range(whole * size), *overlapping]:
+        bits = number(stream(-(-len(places) // 8)))
+        signed = [vector[place] * (-1) ** (bits >> i & 1) for i, place in enumerate(places)]
+        for start in range(0, len(places), size):
+            for i in range(size):
+                turned = sum(signed[start + k] * (-1) ** (i & k).bit_count() for k in range(size))
+                vector[places[start + i]] = Fraction(turned, math.isqrt(size))
+    assert vector == case["rotated"]
+
+
+@pytest.mark.parametrize("case", own("privacy"), ids=lambda case: case["length"])
+def test_sensitivity_and_noise_follow_from_the_formulas_of_the_spec(case: dict[str, Any]) -> None:
+    n, d, steps = case["summed"], case["length"], case["clip"] * case["scale"]
+    moved = (steps * (1 + n**2 * 2**-51 + n * 2**-38 + d * 2**-52) + d**0.5) * (1 + 2**-45)
+    assert case["sensitivity"] == pytest.approx(moved, rel=1e-14)
+    assert case["share"] == pytest.approx(case["sigma"] / (case["threshold"] - case["colluding"]) ** 0.5, rel=1e-13)
+    noise = case["share"] * (case["survivors"] - case["colluding"]) ** 0.5
+    assert case["noise_multiplier"] == pytest.approx(noise / moved, rel=1e-13)
+    assert case["tail"] == math.ceil(case["share"] * (2 * math.log(2e9)) ** 0.5)
+
+
+def test_the_heads_of_a_ledger_follow_from_the_formulas_of_the_spec() -> None:
+    given = own("ledger")
+    heads = [digest("empty ledger")]
+    for line_number, line in enumerate(given["lines"], start=1):
+        heads.append(digest("ledger entry", heads[-1], str(line_number), canonical(line)))
+    assert heads == given["heads"]
 
 
 @pytest.mark.parametrize("name", ROUNDS)

@@ -1,0 +1,40 @@
+"""What a participation leaves behind when it ends: nothing, though a training is killed in the middle of a question."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.states import Completed, Crashed
+
+from flows.mailbox import Mailbox, answer_key, pack, request_key
+from flows.messages import AskFinish
+from flows.participation import Seat, attend
+from protocols.messages import COORDINATOR, envelope
+from tests.flows.consortium import plan_for, trial
+from tests.flows.server import COORDINATOR_KEY, client, keys_of, new_run
+
+__all__ = ["client"]
+
+
+@pytest.fixture
+def seat(client: SyncPrefectClient, tmp_path: Path) -> Iterator[Seat]:
+    """The seat of the site cat, in a training that nobody coordinates."""
+    with trial(tmp_path, plan_for()) as run:
+        site = run.local.sites.sites["cat"]
+        yield Seat(site, "tiny-trial", client, new_run(client), new_run(client), run.local.exchange, 600.0)
+
+
+def test_a_training_that_ends_in_the_middle_of_a_question_leaves_no_message(seat: Seat) -> None:
+    """The question comes in the same look that finds the training ended, so that it is never answered."""
+    request = envelope(COORDINATOR_KEY, "ask/finish", "1" * 64, "cat", AskFinish("tiny-trial"))
+    requests, answers = Mailbox(seat.client, seat.run), Mailbox(seat.client, seat.training_run)
+    for place, key in ((requests, request_key(request)), (answers, answer_key("cat", request_key(request)))):
+        place.put(key, pack((request,), seat.exchange, COORDINATOR)[0])
+    answers.put(others := answer_key("ann", request_key(request)), "another site's")
+    seat.client.set_flow_run_state(seat.training_run, Crashed(), force=True)
+
+    ended = attend(seat, handle=lambda key: pytest.fail("answered, though the training has ended"))
+    assert ended.type == Completed().type
+    assert keys_of(requests) == []
+    assert keys_of(answers) == [others]

@@ -1,0 +1,146 @@
+"""The ledger: what is charged, what is released, and that no line of it can be changed, taken out or put back."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from protocols import site as durable
+from protocols.contexts import AttemptContext, sha256
+from protocols.errors import Refused
+from protocols.keys import public_of
+from protocols.ledger import EMPTY_LEDGER, Charge, LedgerEntry, Owner, charges, check_chain, next_head, unspent
+from protocols.messages import EVERYONE, Advert, AskAdvertise, AskShare, envelope
+from tests.attacks.hostile import adverts, confirm_and_reveal, make, mask, reopen, to_dealings
+from tests.simulator import Simulator
+
+CHARGE = Charge("heart", sha256("content"), ((1.5, 0.1, 1, 0.0),))
+
+
+def chain(*entries: LedgerEntry) -> list[tuple[str, str]]:
+    head, lines = EMPTY_LEDGER, []
+    for number, entry in enumerate(entries, start=1):
+        head = next_head(head, number, entry.line)
+        lines.append((entry.line, head))
+    return lines
+
+
+ENTRIES = (
+    LedgerEntry("reserve", sha256("1"), CHARGE),
+    LedgerEntry("spent", sha256("1")),
+    LedgerEntry("joined", sha256("2")),
+    LedgerEntry("reserve", sha256("3"), CHARGE),
+    LedgerEntry("release", sha256("3")),
+)
+LINES = chain(*ENTRIES)
+
+
+def advertise(simulator: Simulator, site: str, context: AttemptContext, charge: Charge | None = CHARGE) -> None:
+    request = envelope(simulator.coordinator, "ask/advertise", context.digest, site, AskAdvertise(context))
+    durable.advertise(simulator.vaults[site], simulator.consortium, request, charge=charge)
+
+
+def kinds(simulator: Simulator, site: str) -> list[str]:
+    return [entry.kind for entry in simulator.vaults[site].ledger()]
+
+
+def test_an_untouched_chain_holds() -> None:
+    check_chain("a", LINES)
+    check_chain("a", [])
+
+
+@pytest.mark.parametrize("line", range(len(LINES)))
+def test_a_line_that_was_changed_or_taken_out_is_named(line: int) -> None:
+    other = replace(ENTRIES[line], context=sha256("another"))
+    changed = [*LINES[:line], (other.line, LINES[line][1]), *LINES[line + 1 :]]
+    with pytest.raises(Refused, match=f"line {line + 1} of the privacy ledger was changed"):
+        check_chain("a", changed)
+    if line + 1 < len(LINES):
+        with pytest.raises(Refused, match=f"line {line + 1} of the privacy ledger was changed"):
+            check_chain("a", [*LINES[:line], *LINES[line + 1 :]])
+
+
+def test_two_lines_in_another_order_are_found() -> None:
+    with pytest.raises(Refused, match="line 2 "):
+        check_chain("a", [LINES[0], LINES[2], LINES[1], *LINES[3:]])
+
+
+def test_a_data_set_is_charged_by_its_name_and_by_its_content_and_not_for_what_was_released() -> None:
+    assert charges(ENTRIES, Owner("heart", sha256("new content"))) == [CHARGE]
+    assert charges(ENTRIES, Owner("another name", CHARGE.fingerprint)) == [CHARGE]
+    assert charges(ENTRIES, Owner("another name", sha256("new content"))) == []
+
+
+def test_what_was_spent_or_released_is_not_reserved_any_more() -> None:
+    assert unspent(ENTRIES) == {}
+    assert set(unspent(ENTRIES[:4])) == {sha256("3")}
+
+
+def test_an_attempt_that_masks_has_spent_and_one_that_does_not_is_released(tmp_path: Path) -> None:
+    simulator, values = make(tmp_path)
+    advertise(simulator, "a", simulator.context)
+    dealings = to_dealings(simulator)
+    assert kinds(simulator, "a") == ["reserve"]
+    mask(simulator, dealings, "a", values["a"])
+    mask(simulator, dealings, "a", values["a"])
+    advertise(simulator, "a", simulator.at(1, 2))
+    advertise(simulator, "a", simulator.at(1, 3))
+    durable.finish(simulator.vaults["a"], "trial")
+    assert kinds(simulator, "a") == ["reserve", "spent", "reserve", "release", "reserve", "release"]
+    check_chain("a", simulator.vaults["a"].ledger_lines())
+
+
+def test_a_charge_without_room_is_refused_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
+    simulator, _ = make(tmp_path)
+    request = envelope(
+        simulator.coordinator, "ask/advertise", simulator.context.digest, "a", AskAdvertise(simulator.context)
+    )
+
+    def never(entries: object, charge: Charge) -> None:
+        raise Refused("a", "advertise", "the budget is spent")
+
+    with pytest.raises(Refused, match="the budget is spent"):
+        durable.advertise(simulator.vaults["a"], simulator.consortium, request, charge=CHARGE, afford=never)
+    assert kinds(simulator, "a") == []
+    assert simulator.vaults["a"].find(simulator.context.digest) is None
+
+
+def test_an_edited_line_in_the_vault_bars_every_further_attempt(tmp_path: Path) -> None:
+    simulator, _ = make(tmp_path)
+    advertise(simulator, "a", simulator.context)
+    vault = simulator.vaults["a"]
+    vault._db.execute("UPDATE ledger SET entry = replace(entry, '1.5', '9.5')")
+    with pytest.raises(Refused, match="line 1 of the privacy ledger was changed"):
+        advertise(simulator, "a", simulator.at(1, 2))
+
+
+def test_a_ledger_that_was_put_back_is_refused_by_whoever_has_seen_a_later_one(tmp_path: Path) -> None:
+    """Put back together with the disk, so that the site itself does not notice."""
+    simulator, values = make(tmp_path)
+    dealings = to_dealings(simulator)
+    for site in dealings.sites:
+        mask(simulator, dealings, site, values[site])
+    confirm_and_reveal(simulator, dealings, "abcde")
+    for number, entries in ((2, 0), (3, 1)):
+        context = simulator.at(number, 1)
+        sent = adverts(simulator, context, "bcde")
+        a = envelope(simulator.vaults["a"].identity, "advert", context.digest, EVERYONE, put_back(entries))
+        with pytest.raises(Refused, match="the ledger of a is older than one that it has shown"):
+            simulator.ask("b", "share", context.digest, AskShare((a, *sent.values())))
+
+
+def put_back(entries: int) -> Advert:
+    """What a site advertises whose ledger is an earlier one, or as long as it was and another."""
+    return Advert(public_of(bytes([9] * 32)).hex(), public_of(bytes([8] * 32)).hex(), entries, sha256("put back"))
+
+
+def test_witnesses_go_on_with_a_ledger_that_goes_on_also_after_a_restart(tmp_path: Path) -> None:
+    simulator, values = make(tmp_path)
+    for number in (1, 2, 3):
+        dealings = to_dealings(simulator, simulator.at(number, 1))
+        for site in dealings.sites:
+            mask(simulator, dealings, site, values[site])
+        confirm_and_reveal(simulator, dealings, "abcde")
+        for site in simulator.vaults:
+            reopen(simulator, site)
+    assert len({number for number, _ in (vault.ledger_head for vault in simulator.vaults.values())}) == 1
