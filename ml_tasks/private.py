@@ -19,7 +19,9 @@ from ml_tasks.task import DataError, Examples, Task
 from ml_tasks.training import predict, seeded, usual_device
 
 CHUNK = 256
-"""Examples whose gradients are held at once: each takes as much memory as the model."""
+"""Examples whose gradients are held at once, at most."""
+HELD = 2**28
+"""Numbers in the gradients that are held at once, about: a gradient takes as much memory as the model."""
 
 
 def units(examples: Examples) -> NDArray[np.int64]:
@@ -78,9 +80,8 @@ def clipped_sum(
 
     members = units(examples)
     rows = np.flatnonzero(chosen[members])
-    total = np.zeros(len(vector))
     if rows.size == 0:
-        return total
+        return np.zeros(len(vector))
     rows = rows[np.argsort(members[rows], kind="stable")]
     features = torch.tensor(apply(examples.features[rows], standardisation))
     targets = torch.tensor(examples.targets[rows])
@@ -89,20 +90,21 @@ def clipped_sum(
     with seeded(0, device):
         model = _checked_model(task, vector, device)
         hooked = GradSampleModule(model, loss_reduction="sum")
-        pending = np.zeros(len(vector))
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, min(start + CHUNK, len(rows)))
+        total, pending = (torch.zeros(len(vector), dtype=torch.float64, device=device) for _ in range(2))
+        chunk = min(CHUNK, max(1, HELD // len(vector)))
+        for start in range(0, len(rows), chunk):
+            part = slice(start, min(start + chunk, len(rows)))
             gradients = _gradients(task, model, hooked, features[part].to(device), targets[part].to(device))
-            if not np.isfinite(gradients).all():
+            if not torch.isfinite(gradients).all():
                 raise FloatingPointError("a gradient is NaN or infinite")
             begin = start
             for end in [*ends[(ends > start) & (ends <= part.stop)], part.stop]:
-                pending += gradients[begin - start : end - start].sum(axis=0)
+                pending += gradients[begin - start : end - start].sum(0, dtype=torch.float64)
                 if end in ends:
-                    total += pending / max(clip, float(np.linalg.norm(pending)))
-                    pending = np.zeros(len(vector))
+                    total += pending / torch.linalg.vector_norm(pending).clamp(min=clip)
+                    pending.zero_()
                 begin = end
-    return total
+    return np.asarray(total.cpu().numpy())
 
 
 def private_steps(
@@ -148,10 +150,8 @@ def _checked_model(task: Task, vector: NDArray[np.float32], device: torch.device
     return model.train()
 
 
-def _gradients(
-    task: Task, model: nn.Module, hooked: nn.Module, features: Tensor, targets: Tensor
-) -> NDArray[np.float64]:
-    """The gradient of each example's loss, (n, d) float64, with zeros where the vector holds no parameter."""
+def _gradients(task: Task, model: nn.Module, hooked: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
+    """The gradient of each example's loss, (n, d), with zeros where the vector holds no parameter."""
     hooked.zero_grad(set_to_none=True)
     _, losses = predict(task, hooked, features.requires_grad_(), targets)  # Opacus' hooks warn without
     torch.autograd.backward(losses.sum())
@@ -159,8 +159,8 @@ def _gradients(
     parts = [
         getattr(parameters[name], "grad_sample").reshape(len(targets), -1)  # noqa: B009 - Opacus' attribute
         if name in parameters and parameters[name].requires_grad
-        else torch.zeros(len(targets), entry.numel())
+        else torch.zeros(len(targets), entry.numel(), device=targets.device)
         for name, entry in model.state_dict().items()
         if entry.is_floating_point()
     ]
-    return np.asarray(torch.cat([part.detach().to("cpu", torch.float64) for part in parts], dim=1).numpy())
+    return torch.cat(parts, dim=1).detach()

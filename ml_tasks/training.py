@@ -133,11 +133,20 @@ def evaluate(
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Have whatever draws from torch's global generator draw from ``seed``, alone, and put it back."""
+    """Have whatever draws from torch's global generator draw from ``seed``, alone, and put it back.
+
+    Sums are made in one order there: on CUDA some come as the threads do, unless torch is told. Where it knows no such
+    way, it warns.
+    """
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     with _global_generator, torch.random.fork_rng(devices):
+        before = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode("warn")
         torch.manual_seed(seed)
-        yield
+        try:
+            yield
+        finally:
+            torch.set_deterministic_debug_mode(before)
 
 
 def _batches(examples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

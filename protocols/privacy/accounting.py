@@ -11,14 +11,16 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting import ComposedDpEvent, DpEvent, GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent
-from dp_accounting.dp_event import ZCDpEvent
-from dp_accounting.rdp import RdpAccountant, compute_epsilon
 from numpy.typing import NDArray
 
 from protocols.privacy.noise import ACCOUNTED, check_delta, honest
+
+# The library brings SciPy, which takes as long to load as PyTorch: only who prices anything waits for it.
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 ORDERS = (*range(2, 65), 80, 96, 128, 160, 192, 256, 384, 512, 1024)
 _PRECISION = 1 + 2.0**-12  # how close to the least noise a calibration comes
@@ -53,8 +55,11 @@ class Event:
             raise ValueError(f"the divergence is {self.divergence:g} and must be at least 0 and finite")
 
     @property
-    def dp_event(self) -> DpEvent:
+    def dp_event(self) -> "DpEvent":
         """The event as dp-accounting knows it, once."""
+        from dp_accounting import ComposedDpEvent, GaussianDpEvent, PoissonSampledDpEvent
+        from dp_accounting.dp_event import ZCDpEvent
+
         sampled = PoissonSampledDpEvent(self.sampling_rate, GaussianDpEvent(self.noise_multiplier))
         return ComposedDpEvent([sampled, ZCDpEvent(rho=0.0, xi=self.divergence)])
 
@@ -72,6 +77,8 @@ def epsilon(events: Sequence[Event], delta: float) -> float:
     check_delta(delta)
     if not events:
         return 0.0
+    from dp_accounting.rdp import compute_epsilon
+
     counts = Counter[tuple[float, float, float]]()
     for event in events:
         counts[event.noise_multiplier, event.sampling_rate, event.divergence] += event.count
@@ -86,6 +93,9 @@ def _divergences(noise_multiplier: float, sampling_rate: float, divergence: floa
     Returns:
         One for each of ``ORDERS``.
     """
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.rdp import RdpAccountant
+
     accountant = RdpAccountant(ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(Event(noise_multiplier, sampling_rate, 1, divergence).dp_event)
     return np.asarray(accountant.rdp, np.float64)

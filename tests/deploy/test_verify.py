@@ -159,12 +159,12 @@ def test_a_coordinator_cannot_lie_about_epsilon_and_noise(private: Trained, path
     assert blamed(resigned(content, private.identity), private).startswith(field)
 
 
-def test_it_needs_no_network_and_loads_neither_prefect_nor_torch(trained: Trained) -> None:
+def test_it_needs_no_network_and_loads_neither_prefect_nor_torch_nor_scipy(trained: Trained) -> None:
     program = """
 import socket, sys
 def blocked(*_, **__): raise OSError("there is no network")
 socket.socket.connect = socket.getaddrinfo = socket.create_connection = blocked
-sys.modules["prefect"] = sys.modules["torch"] = None
+sys.modules["prefect"] = sys.modules["torch"] = sys.modules["scipy"] = None
 from deploy.cli import app
 app(sys.argv[1:])
 """

@@ -46,3 +46,10 @@ def test_an_import_across_the_layers_is_caught(tmp_path: Path, layer: str, offen
     result = lint_imports(tmp_path)
     assert result.returncode == 1, result.stdout + result.stderr
     assert f"{layer}.offender" in result.stdout
+
+
+def test_the_programs_of_site_and_coordinator_start_without_scipy() -> None:
+    """It takes as long to load as PyTorch, and a training without privacy has no use for it."""
+    program = "import sys; sys.modules['scipy'] = None; import deploy.coordinate, deploy.participate"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ml_tasks import private
 from ml_tasks.averaging import load_vector, to_vector
 from ml_tasks.private import CHUNK, clipped_sum, units
 from ml_tasks.task import DataError, Examples
@@ -80,6 +81,16 @@ def test_more_examples_than_are_held_at_once_give_the_same_sum_also_for_a_group_
     examples, vector = some(len(groups), groups), start(Tiny())
     found = clipped_sum(Tiny(), examples, everyone(examples), vector, None, 0.5)
     assert np.allclose(found, one_by_one(Tiny(), examples, vector, 0.5), atol=1e-5)
+
+
+@pytest.mark.parametrize("held", [1, 8])
+def test_a_model_whose_gradients_are_too_large_to_be_held_together_gives_the_same_sum(
+    held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples, vector = some(9, [0, 0, 0, 0, 1, 1, 2, 2, 2]), start(Tiny())
+    monkeypatch.setattr(private, "HELD", held)
+    found = clipped_sum(Tiny(), examples, everyone(examples), vector, None, 0.5)
+    assert np.allclose(found, one_by_one(Tiny(), examples, vector, 0.5), atol=1e-6)
 
 
 @pytest.mark.parametrize("groups", [None, [0, 1, 2, 0, 1, 2]])
