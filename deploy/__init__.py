@@ -5,6 +5,16 @@ from pathlib import Path
 
 EXAMPLE = Path(__file__).parent / "plans" / "breast_cancer.toml"
 """The plan of the embedded example."""
+SERVER_SETTINGS = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    # By default every state of every task run is a transaction of its own: a third of the server's work, and in the way
+    # of the other writers to SQLite, which are told to come again in two seconds.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+}
+"""How a Prefect server of ours is set, also the embedded one; deploy/README.md recommends the same for one of your own."""
 
 
 def home() -> Path:

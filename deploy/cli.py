@@ -10,10 +10,11 @@ from typing import Annotated
 
 import typer
 
+from deploy import EXAMPLE, SERVER_SETTINGS, home
+
 # Read by Prefect when it is first imported, which the commands below do; what the operator has set stays.
 for name, value in {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    **SERVER_SETTINGS,
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors reach the terminal as one line of ours
     # A new database was seen to take 25 s; Prefect gives up after 20.
@@ -21,7 +22,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from deploy import EXAMPLE, coordinator, home, site  # noqa: E402 - after the settings
+from deploy import coordinator, site  # noqa: E402 - after the settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 consortium_app = typer.Typer(no_args_is_help=True, help="The file that says who is who.")

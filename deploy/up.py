@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy import EXAMPLE
+from deploy import EXAMPLE, SERVER_SETTINGS
 from deploy.coordinator import TEMPLATE as COORDINATOR_TEMPLATE
 from deploy.site import TEMPLATE as SITE_TEMPLATE
 from deploy.site import found
@@ -31,15 +31,6 @@ HOSPITALS = ("north", "east", "south", "west")
 """The sites of the embedded example; more are numbered."""
 TASK = "ml_tasks.breast_cancer:BreastCancer"
 START_S = 120.0
-SERVER_SETTINGS = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    # By default every state of every task run is a transaction of its own, which was a third of the server's work.
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-}
-"""How the Prefect server is set; deploy/README.md recommends the same for one of your own."""
 END_S = 20.0
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 from prefect import flow
 from prefect.futures import PrefectFuture
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.collect import Absent
 from flows.mailbox import is_away
@@ -51,12 +52,13 @@ def run_training(training: str, plan: Plan) -> Report:
     try:
         joins: Joins = {site: join.submit(training, site) for site in plan.sites}
         live.checkpoint.monitor(call_roll.submit(training, joins).result())
-        for purpose, number in sums(plan, len(live.task.features)):
-            joins = take_in(training, joins)
-            if purpose == "evaluation" and plan.stopping.keep == "best":
-                live.checkpoint.take_best()
-            if purpose != "training" or not live.checkpoint.progress.stopped:
-                run_sum(training, plan, purpose, number)
+        with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # of the rounds: their ends wait for it
+            for purpose, number in sums(plan, len(live.task.features)):
+                joins = take_in(training, joins)
+                if purpose == "evaluation" and plan.stopping.keep == "best":
+                    live.checkpoint.take_best()
+                if purpose != "training" or not live.checkpoint.progress.stopped:
+                    run_sum(training, plan, purpose, number)
         for future in [leave.submit(training, site) for site in plan.sites]:
             future.wait()
     finally:

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from deploy import SERVER_SETTINGS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 # A developer's own server, profile or key must not be touched by tests.
@@ -25,10 +27,9 @@ _prefect_home = tempfile.mkdtemp(prefix="fedseal-tests-prefect-")
 atexit.register(shutil.rmtree, _prefect_home, ignore_errors=True)
 
 os.environ.update(
-    DO_NOT_TRACK="1",
+    SERVER_SETTINGS,
     PREFECT_HOME=_prefect_home,
     PREFECT_LOGGING_LEVEL="WARNING",
-    PREFECT_SERVER_ANALYTICS_ENABLED="false",
     # With a new database the embedded server was seen to take 25 s; Prefect gives up after 20 s.
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS="120",
 )
