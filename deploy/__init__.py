@@ -14,7 +14,7 @@ SERVER_SETTINGS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
 }
-"""How a Prefect server of ours is set, also the embedded one; deploy/README.md recommends the same for one of your own."""
+"""How a Prefect server of ours is set, the embedded one too; deploy/README.md recommends it for one of your own."""
 
 
 def home() -> Path:

@@ -22,8 +22,9 @@ from prefect.states import Cancelled, Completed, Failed
 
 from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
 from deploy.show import plot_metrics
-from deploy.worker import end_with_worker, patient_engine
+from deploy.worker import end_with_worker
 from flows.checkpoint import Checkpoint, CheckpointError
+from flows.engine import patient, patient_engine
 from flows.federated_training import run_training
 from flows.logs import keep_log
 from flows.plan import Plan, PlanError, make_plan
@@ -106,7 +107,7 @@ def spent(plan: Plan, record: RoundRecord) -> str:
 def main(folder: Path, run_id: UUID) -> None:
     """Run a training, or take it up again, with the folder's key, exchange and consortium."""
     end_with_worker()
-    with get_client(sync_client=True) as client:
+    with patient(get_client(sync_client=True)) as client:
         run = client.read_flow_run(run_id)
         try:
             settings = CoordinatorFolder.read(folder)

@@ -10,7 +10,8 @@ from prefect.engine import handle_engine_signals
 from prefect.flow_engine import run_flow
 from prefect.states import Failed
 
-from deploy.worker import Parameters, end_with_worker, parameters_of, patient_engine
+from deploy.worker import Parameters, end_with_worker, parameters_of
+from flows.engine import patient, patient_engine
 from flows.logs import keep_log
 from flows.participation import Seat, participate, seated
 from flows.settings import SettingsError, SiteFolder
@@ -20,7 +21,7 @@ from flows.site import Site
 def main(folder: Path, run_id: UUID) -> None:
     """Take part in a training with the folder's vault, data and policy."""
     end_with_worker()
-    with get_client(sync_client=True) as client:
+    with patient(get_client(sync_client=True)) as client:
         run = client.read_flow_run(run_id)
         asked = parameters_of(run)
         try:

@@ -23,6 +23,7 @@ from deploy import EXAMPLE, home
 from deploy.show import Screen, plot_metrics
 from flows.checkpoint import Checkpoint, CheckpointError
 from flows.collect import Unfinished
+from flows.engine import patient_engine
 from flows.federated_training import federated_training
 from flows.local import open_consortium
 from flows.model import GlobalModel
@@ -178,7 +179,7 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
             screen.finished,
         )
         try:
-            with opened(live), screen:
+            with opened(live), screen, patient_engine():
                 report = federated_training(plan, training)
         except (BelowThreshold, Unfinished) as error:
             again = ["fedseal", "run", "--resume", str(folder)]

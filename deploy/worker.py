@@ -13,10 +13,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar, cast
+from typing import IO, Any, Self, TypeVar
 from uuid import UUID
 
 import anyio
@@ -31,12 +30,12 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkPool
-from prefect.context import SyncClientContext
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from flows.engine import patient
 from flows.mailbox import is_away
 from protocols.contexts import TrainingName
 
@@ -45,8 +44,6 @@ LAST_WORD_S = 5.0
 """Seconds that a worker that ends has to tell the server so."""
 ORPHAN_S = 1.0
 """Seconds after which a program notices that its worker has ended."""
-CONNECT_TRIES = 8
-"""Tries to connect, with pauses of 0, 0.5, 1, 2 ... seconds between them."""
 ENDED = "The worker that ran it has ended."
 
 Refusal = Callable[[FlowRun], State[None] | None]
@@ -185,15 +182,6 @@ def end_with_worker() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@contextmanager
-def patient_engine() -> Iterator[None]:
-    """Have Prefect's engine wait about a minute for a server that is being restarted, instead of failing the run."""
-    with SyncClientContext() as context:
-        transport = context.client._client._transport_for_url(context.client.api_url)
-        cast(httpx.HTTPTransport, transport)._pool._retries = CONNECT_TRIES
-        yield
-
-
 def serve(worker: _OwnWorker) -> None:
     """Serve until SIGINT or SIGTERM; the programs that it has started end with it."""
 
@@ -233,7 +221,7 @@ def register(
     parameters: dict[str, Any] | None = None,
 ) -> None:
     """Enter a work pool and a deployment at the Prefect server, for people to see and use; workers read neither."""
-    with get_client(sync_client=True) as client:
+    with patient(get_client(sync_client=True)) as client:
         try:
             client.create_work_pool(WorkPoolCreate(name=pool, type=worker_type, base_job_template={}))
         except ObjectAlreadyExists:

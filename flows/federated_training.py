@@ -15,6 +15,7 @@ from prefect.futures import PrefectFuture
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.collect import Absent
+from flows.engine import run_inside
 from flows.mailbox import is_away
 from flows.messages import AskFinish, AskJoin, Joined, join_context
 from flows.pauses import FIRST_S, pauses
@@ -134,7 +135,8 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
 @step("{purpose}[{number}.{attempt}]")
 def run_round(training: str, protocol: str, purpose: Purpose, number: int, attempt: int) -> Outcome:
     """Start the sub-flow of one attempt."""
-    return PROTOCOLS[protocol](training, purpose, number, attempt)
+    names = {"training": training, "purpose": purpose, "round": number, "attempt": attempt}
+    return run_inside(PROTOCOLS[protocol], names)
 
 
 @step("join[{site}]")

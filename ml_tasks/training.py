@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from ml_tasks.averaging import load_vector, to_vector
 from ml_tasks.metrics import count
@@ -93,16 +94,25 @@ def train(
         model = task.model().to(device)
         load_vector(model, vector)
         model.train()
-        optimizer = torch.optim.SGD(
-            model.parameters(), settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
-        )
+        parameters: list[Tensor] = [one for one in model.parameters() if one.requires_grad]
+        momenta: list[Tensor | None] = [None] * len(parameters)
         batches = _batches(len(examples), settings.batch_size, torch.Generator().manual_seed(seed))
         for batch in itertools.islice(batches, settings.steps):
             rows = batch.to(device)
-            optimizer.zero_grad()
             _, losses = predict(task, model, features[rows], targets[rows])
-            torch.autograd.backward(losses.mean())
-            optimizer.step()
+            gradients = torch.autograd.grad(losses.mean(), parameters, materialize_grads=True)
+            with torch.no_grad():
+                sgd(  # the class around it loads torch's compiler: a second, and 800 modules, in each site's process
+                    parameters,
+                    list(gradients),
+                    momenta,
+                    weight_decay=settings.weight_decay,
+                    momentum=settings.momentum,
+                    lr=settings.learning_rate,
+                    dampening=0.0,
+                    nesterov=False,
+                    maximize=False,
+                )
     update = to_vector(model) - vector
     if not np.isfinite(update).all():
         raise FloatingPointError("local training diverged: lower the learning rate, or look for infinite values")

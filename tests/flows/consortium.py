@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flows.checkpoint import Checkpoint
 from flows.collect import Absent
+from flows.engine import patient_engine
 from flows.federated_training import federated_training
 from flows.local import LocalConsortium, LocalSites, open_consortium
 from flows.plan import Plan, make_plan
@@ -71,7 +72,7 @@ class Trial:
 
     def train(self) -> Report:
         """Run it through Prefect."""
-        with opened(self.live):
+        with opened(self.live), patient_engine():
             return federated_training(self.plan, self.live.training)
 
 
