@@ -55,13 +55,25 @@ def wait_for(folder: Path, records: int) -> None:
     pytest.fail("the run does not come on")
 
 
+WORDS = ("--set", "rounds=10", "--set", "name=killed")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody has killed."""
+    home = tmp_path_factory.mktemp("whole")
+    code, err = run(home, *WORDS)
+    assert code == 0, err
+    return only_run(home)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [random.SystemRandom().randrange(10**6) for _ in range(2)])
-def test_a_run_that_is_killed_at_a_random_instant_resumes_to_the_same_model(tmp_path: Path, seed: int) -> None:
-    words = ("--set", "rounds=10", "--set", "name=killed")
-    assert run(tmp_path / "whole", *words)[0] == 0
+def test_a_run_that_is_killed_at_a_random_instant_resumes_to_the_same_model(
+    tmp_path: Path, whole: Path, seed: int
+) -> None:
     chance = random.Random(seed)
-    process = start(tmp_path / "cut", *words)
+    process = start(tmp_path / "cut", *WORDS)
     wait_for(tmp_path / "cut", chance.randrange(1, 10))
     time.sleep(chance.uniform(0, 2.5))
     os.killpg(process.pid, signal.SIGKILL)  # the process and the server that it has started
@@ -72,7 +84,7 @@ def test_a_run_that_is_killed_at_a_random_instant_resumes_to_the_same_model(tmp_
     report = json.loads((folder / "report.json").read_text())
     for record in report["rounds"]:
         assert record["survivors"] == ["east", "north", "south", "west"], record["reasons"]
-    one, other = (only_run(tmp_path / name) / "model.safetensors" for name in ("whole", "cut"))
+    one, other = (run_folder / "model.safetensors" for run_folder in (whole, folder))
     assert one.read_bytes() == other.read_bytes()
     assert [record["round"] for record in report["rounds"]] == list(range(1, 11))
     check_masks(folder)

@@ -40,7 +40,7 @@ from protocols.messages import COORDINATOR, envelope
 from tests.hostile.hand import PARAMETERS, SITES, Attacker, keys
 from tests.processes.harness import Consortium, eventually, state_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @dataclass
@@ -61,10 +61,10 @@ class Live:
         except (ValueError, OSError):
             return []
 
-    def on(self, sums: int = 2, timeout_s: float = 90) -> list[dict[str, Any]]:
+    def on(self, sums: int = 2) -> list[dict[str, Any]]:
         """Wait until the training has made some more sums; gives their records."""
         before = len(self.records)
-        eventually(lambda: len(self.records) >= before + sums, timeout_s)
+        eventually(lambda: len(self.records) >= before + sums, 90 * sums)
         return self.records[before:]
 
     def participation(self, site: str) -> UUID:
@@ -94,7 +94,7 @@ def live(home: Consortium, attacker: Attacker, tmp_path_factory: pytest.TempPath
     run = home.submit(plan)
     impostors(home, plan, run)
     live = Live(home, attacker, plan, run, canary)
-    eventually(lambda: len(live.records) >= 2, 150)
+    eventually(lambda: len(live.records) >= 2, 300)
     yield live
     home.client.set_flow_run_state(run, Cancelling())
     assert home.ended(run, 60).state.type == StateType.CANCELLED
