@@ -179,7 +179,7 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
             screen.finished,
         )
         try:
-            with opened(live), screen, patient_engine():
+            with opened(live), screen, patient_engine(0):
                 report = federated_training(plan, training)
         except (BelowThreshold, Unfinished) as error:
             again = ["fedseal", "run", "--resume", str(folder)]

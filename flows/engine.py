@@ -13,7 +13,8 @@ from typing import Any, TypeVar, cast
 import httpx
 from prefect import Flow, Task
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.context import FlowRunContext, SyncClientContext
+from prefect.client.schemas.objects import TaskRunResult
+from prefect.context import FlowRunContext, SyncClientContext, TaskRunContext
 from prefect.flow_engine import run_flow
 from prefect.states import Pending
 
@@ -33,10 +34,10 @@ class PatientTransport(httpx.BaseTransport):
         self._transport = transport
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, again where the answer is ``BUSY``; gives the last answer."""
+        """Send a request, again where the answer is ``BUSY`` and does not say when to; gives the last answer."""
         for pause_s in SOON_S:
             response = self._transport.handle_request(request)
-            if response.status_code != BUSY:
+            if response.status_code != BUSY or "Retry-After" in response.headers:
                 return response
             response.close()
             time.sleep(pause_s)
@@ -56,11 +57,14 @@ def patient(client: SyncPrefectClient) -> SyncPrefectClient:
 
 
 @contextmanager
-def patient_engine() -> Iterator[None]:
-    """Have Prefect's engine ask a busy server again soon, and wait about a minute for one that is being restarted."""
+def patient_engine(connect_tries: int = CONNECT_TRIES) -> Iterator[None]:
+    """Have Prefect's engine ask a busy server again soon, and wait about a minute for one that is being restarted.
+
+    With 0 ``connect_tries`` it does not wait: an embedded server that has ended does not come back.
+    """
     with SyncClientContext() as context:
         transport = context.client._client._transport_for_url(context.client.api_url)
-        cast(httpx.HTTPTransport, transport)._pool._retries = CONNECT_TRIES
+        cast(httpx.HTTPTransport, transport)._pool._retries = connect_tries
         patient(context.client)
         yield
 
@@ -70,12 +74,17 @@ def run_inside(flow: Flow[..., Result], parameters: dict[str, Any]) -> Result:
 
     As Prefect does when a flow is called, but for the client: Prefect's own is new each time, and impatient.
     """
-    outer = FlowRunContext.get()
+    outer, around = FlowRunContext.get(), TaskRunContext.get()
     if outer is None or outer.flow_run is None:
         raise RuntimeError("there is no flow run around this sub-flow")
     with SyncClientContext.get_or_create() as context:
         place = context.client.create_task_run(
-            Task(flow.fn, name=flow.name), outer.flow_run.id, str(uuid.uuid4()), name=flow.name, state=Pending()
+            Task(flow.fn, name=flow.name),
+            outer.flow_run.id,
+            str(uuid.uuid4()),
+            name=flow.name,
+            state=Pending(),
+            task_inputs={"__parents__": [TaskRunResult(id=around.task_run.id)]} if around else None,
         )
         run = context.client.create_flow_run(
             flow, parameters=flow.serialize_parameters(parameters), state=Pending(), parent_task_run_id=place.id

@@ -155,11 +155,11 @@ def _gradients(task: Task, model: nn.Module, hooked: nn.Module, features: Tensor
     hooked.zero_grad(set_to_none=True)
     _, losses = predict(task, hooked, features.requires_grad_(), targets)  # Opacus' hooks warn without
     torch.autograd.backward(losses.sum())
-    parameters = dict(model.named_parameters())
+    found = {name: getattr(one, "grad_sample", None) for name, one in model.named_parameters()}  # Opacus' attribute
     parts = [
-        getattr(parameters[name], "grad_sample").reshape(len(targets), -1)  # noqa: B009 - Opacus' attribute
-        if name in parameters and parameters[name].requires_grad
-        else torch.zeros(len(targets), entry.numel(), device=targets.device)
+        torch.zeros(len(targets), entry.numel(), device=targets.device)
+        if (gradient := found.get(name)) is None  # a buffer, frozen, or not used
+        else gradient.reshape(len(targets), -1)
         for name, entry in model.state_dict().items()
         if entry.is_floating_point()
     ]

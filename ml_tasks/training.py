@@ -94,25 +94,14 @@ def train(
         model = task.model().to(device)
         load_vector(model, vector)
         model.train()
-        parameters: list[Tensor] = [one for one in model.parameters() if one.requires_grad]
-        momenta: list[Tensor | None] = [None] * len(parameters)
+        momenta: dict[Tensor, Tensor | None] = dict.fromkeys(model.parameters())
         batches = _batches(len(examples), settings.batch_size, torch.Generator().manual_seed(seed))
         for batch in itertools.islice(batches, settings.steps):
             rows = batch.to(device)
+            model.zero_grad()
             _, losses = predict(task, model, features[rows], targets[rows])
-            gradients = torch.autograd.grad(losses.mean(), parameters, materialize_grads=True)
-            with torch.no_grad():
-                sgd(  # the class around it loads torch's compiler: a second, and 800 modules, in each site's process
-                    parameters,
-                    list(gradients),
-                    momenta,
-                    weight_decay=settings.weight_decay,
-                    momentum=settings.momentum,
-                    lr=settings.learning_rate,
-                    dampening=0.0,
-                    nesterov=False,
-                    maximize=False,
-                )
+            torch.autograd.backward(losses.mean())
+            _descend(momenta, settings)
     update = to_vector(model) - vector
     if not np.isfinite(update).all():
         raise FloatingPointError("local training diverged: lower the learning rate, or look for infinite values")
@@ -151,12 +140,34 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     devices = [torch.cuda.current_device()] if device.type == "cuda" else []
     with _global_generator, torch.random.fork_rng(devices):
         before = torch.get_deterministic_debug_mode()
-        torch.set_deterministic_debug_mode("warn")
+        torch.set_deterministic_debug_mode(max(before, 1))  # 1: warn
         torch.manual_seed(seed)
         try:
             yield
         finally:
             torch.set_deterministic_debug_mode(before)
+
+
+@torch.no_grad()
+def _descend(momenta: dict[Tensor, Tensor | None], settings: LocalTraining) -> None:
+    """A step of ``torch.optim.SGD``, whose class loads torch's compiler: a second, and 800 modules, at each site.
+
+    A parameter that the batch has not used stays as it is, and so does its momentum.
+    """
+    gradients = {one: one.grad for one in momenta if one.grad is not None}
+    buffers = [momenta[one] for one in gradients]
+    sgd(
+        list(gradients),
+        list(gradients.values()),
+        buffers,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        lr=settings.learning_rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+    )
+    momenta.update(zip(gradients, buffers, strict=True))
 
 
 def _batches(examples: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

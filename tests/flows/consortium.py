@@ -72,7 +72,7 @@ class Trial:
 
     def train(self) -> Report:
         """Run it through Prefect."""
-        with opened(self.live), patient_engine():
+        with opened(self.live), patient_engine(0):
             return federated_training(self.plan, self.live.training)
 
 

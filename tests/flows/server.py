@@ -1,6 +1,8 @@
 """The embedded Prefect server, and flow runs on it that nobody runs: places for messages."""
 
+import time
 from collections.abc import Iterator
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -39,6 +41,16 @@ def box(client: SyncPrefectClient) -> Mailbox:
 def new_run(client: SyncPrefectClient) -> UUID:
     """A flow run that seems to run."""
     return client.create_flow_run(place, state=Running()).id
+
+
+def graph_nodes(client: SyncPrefectClient, run: UUID) -> dict[str, dict[str, Any]]:
+    """The nodes of a flow run's graph, once no more come: the server writes task runs once a second."""
+    before, nodes = None, None
+    while nodes is None or nodes != before:
+        before = nodes
+        time.sleep(1.5)
+        nodes = dict(client._client.get(f"/flow_runs/{run}/graph-v2").json()["nodes"])
+    return nodes
 
 
 def keys_of(box: Mailbox) -> list[str]:

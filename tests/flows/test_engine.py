@@ -2,12 +2,13 @@
 
 import httpx
 import pytest
-from prefect import flow
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from flows import engine
 from flows.engine import SOON_S, PatientTransport, patient, patient_engine, run_inside
-from tests.flows.server import client
+from tests.flows.server import client, graph_nodes
 
 __all__ = ["client"]
 
@@ -37,6 +38,12 @@ def test_a_busy_server_is_asked_the_same_again_until_it_answers(times: int) -> N
     assert busy.bodies == [b"the same"] * (times + 1)
 
 
+def test_a_server_that_says_when_to_come_again_is_left_to_whoever_asked() -> None:
+    answers = httpx.MockTransport(lambda request: httpx.Response(503, headers={"Retry-After": "60"}))
+    with httpx.Client(transport=PatientTransport(answers)) as http:
+        assert http.get("http://server/").headers["Retry-After"] == "60"
+
+
 def test_a_server_that_stays_busy_is_left_to_whoever_asked() -> None:
     busy = Busy(1000)
     with httpx.Client(transport=PatientTransport(busy)) as http:
@@ -59,10 +66,16 @@ def inner(number: int) -> int:
     return number // 2
 
 
+@task(task_run_name="around", persist_result=False, cache_policy=NO_CACHE)
+def around(number: int) -> int:
+    """Run the sub-flow in a task."""
+    return run_inside(inner, {"number": number})
+
+
 @flow(persist_result=False)
 def outer() -> tuple[int, str]:
-    """Run the sub-flow twice."""
-    half = run_inside(inner, {"number": 8})
+    """Run the sub-flow twice, in a task and alone."""
+    half = around(8)
     with pytest.raises(LookupError):
         run_inside(inner, {"number": 3})
     return half, "raised"
@@ -72,8 +85,12 @@ def test_a_sub_flow_gives_and_raises_and_is_shown_in_the_run_around_it(client: S
     with patient_engine():
         state = outer(return_state=True)
     assert state.result() == (4, "raised")
-    nodes = dict(client._client.get(f"/flow_runs/{state.state_details.flow_run_id}/graph-v2").json()["nodes"])
+    nodes = graph_nodes(client, state.state_details.flow_run_id)
+    labels = {one: node["label"] for one, node in nodes.items()}
+    inside = {labels[one]: [labels[out["id"]] for out in node["encapsulating"]] for one, node in nodes.items()}
+    assert inside == {"around": [], "inner / inner 8": ["around"], "inner / inner 3": []}
     assert {(node["kind"], node["label"], node["state_type"]) for node in nodes.values()} == {
+        ("task-run", "around", "COMPLETED"),
         ("flow-run", "inner / inner 8", "COMPLETED"),
         ("flow-run", "inner / inner 3", "FAILED"),
     }

@@ -7,6 +7,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
 from tests.flows.consortium import always, plan_for, trial
+from tests.flows.server import graph_nodes
 from tests.flows.tasks import SITES
 
 
@@ -15,7 +16,7 @@ def graph(name: str) -> tuple[dict[str, str], set[tuple[str, str]]]:
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])))
         newest = max(runs, key=lambda run: run.created)
-        nodes = dict(client._client.get(f"/flow_runs/{newest.id}/graph-v2").json()["nodes"])
+        nodes = graph_nodes(client, newest.id)
     labels = {node: body["label"] for node, body in nodes.items()}
     edges = {(labels[node], labels[child["id"]]) for node, body in nodes.items() for child in body["children"]}
     return {body["label"]: body["state_type"] for body in nodes.values()}, edges

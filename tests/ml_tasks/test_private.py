@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from ml_tasks import private
 from ml_tasks.averaging import load_vector, to_vector
@@ -25,6 +25,18 @@ class Frozen(Deep):
         model = super().model()
         model[0].weight.requires_grad_(False)
         return model
+
+
+class Unused(nn.Linear):
+    def forward(self, given: Tensor) -> Tensor:
+        return given
+
+
+class PartlyUsed(Tiny):
+    """A layer that nothing uses."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 1), Unused(1, 1))
 
 
 class Normalised(Tiny):
@@ -67,7 +79,7 @@ def one_by_one(task: Tiny, examples: Examples, vector: NDArray[np.float32], clip
     return total
 
 
-@pytest.mark.parametrize("task", [Tiny(), Deep(), Frozen()])
+@pytest.mark.parametrize("task", [Tiny(), Deep(), Frozen(), PartlyUsed()])
 @pytest.mark.parametrize("clip", [0.1, 1.0, 100.0])
 @pytest.mark.parametrize("groups", [None, [4, 4, 9, 1, 4, 9, 9, 2]])
 def test_the_sum_is_that_of_each_units_own_gradient_clipped(task: Tiny, clip: float, groups: list[int] | None) -> None:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ml_tasks.averaging import load_vector, to_vector
 from ml_tasks.metrics import summarise
 from ml_tasks.tabular import Standardisation, moments, standardisation
 from ml_tasks.task import Examples, Feature, SiteData, Task
@@ -37,6 +38,21 @@ class _Dropout(_Linear):
 class _BatchNorm(_Linear):
     def model(self) -> nn.Module:
         return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+class _PartlyUsed(_Linear):
+    """A frozen layer, and one that nothing uses."""
+
+    def model(self) -> nn.Module:
+        model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
+        model.add_module("last", _Unused(1, 1))
+        model[0].bias.requires_grad_(False)
+        return model
+
+
+class _Unused(nn.Linear):
+    def forward(self, given: Tensor) -> Tensor:
+        return given
 
 
 class _TwoLogits(_Linear):
@@ -98,6 +114,28 @@ def test_one_full_batch_step_is_the_gradient_of_the_mean_loss() -> None:
     residual = 0.5 - examples.targets  # sigmoid(0) - target
     expected = -0.5 * np.append((residual[:, None] * examples.features).mean(axis=0), residual.mean())
     np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("task", [_Linear(), _BatchNorm(), _PartlyUsed()])
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.0), (0.5, 0.1)])
+def test_the_steps_are_those_of_torch_s_own_optimiser_bit_for_bit(
+    task: Task, momentum: float, weight_decay: float
+) -> None:
+    examples, vector = _examples(20, 0), initial_vector(task, 1) + np.float32(0.5)
+    settings = LocalTraining(5, 1000, 0.1, momentum, weight_decay)
+    update = train(task, examples, vector, None, settings, seed=3)
+    model = task.model()
+    load_vector(model, vector)
+    optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum, weight_decay=weight_decay)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(5):
+        rows = torch.randperm(20, generator=generator)
+        optimiser.zero_grad()
+        logits = model(torch.tensor(examples.features)[rows]).reshape(-1)
+        task.loss(logits, torch.tensor(examples.targets)[rows]).mean().backward()
+        optimiser.step()
+    assert (to_vector(model) - vector).tobytes() == update.tobytes()
+    assert update.any()
 
 
 def test_each_epoch_uses_each_example_once_in_batches_of_equal_size() -> None:
