@@ -12,6 +12,7 @@ from flows.collect import Unfinished
 from protocols.encoding import decode, encode
 from protocols.errors import BadInput, BelowThreshold
 from tests.flows.consortium import always, at, plan_for, trial
+from tests.flows.server import graph_nodes
 from tests.flows.tasks import LEAK, SITES
 
 
@@ -142,9 +143,11 @@ def test_prefect_is_given_names_and_numbers_and_nothing_secret(tmp_path: Path) -
         secrets = [site.identity.secret for site in run.local.sites.sites.values()] + [run.live.identity.secret]
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(limit=200)
+        mine = [flow_run for flow_run in runs if flow_run.parameters.get("training") == "canary-trial"]
+        shown = [node for flow_run in mine for node in graph_nodes(client, flow_run.id).values()]
+        assert {"train[ann]", "average", "score"} <= {node["label"] for node in shown}
         tasks = client.read_task_runs(limit=200)
         artifacts = client._client.post("/artifacts/filter", json={}).json()
-    mine = [flow_run for flow_run in runs if flow_run.parameters.get("training") == "canary-trial"]
     assert {"canary-trial", "training[1.1]", "evaluation[2.1]"} == {flow_run.name for flow_run in mine}
     for flow_run in mine:
         assert set(flow_run.parameters) in ({"plan", "training"}, {"training", "purpose", "round", "attempt"})
