@@ -8,7 +8,6 @@ first call for a sigma costs on top, and ``opendp_ns_per_sample`` is OpenDP's ex
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from protocols.gaussian import discrete_gaussian, make_table
 from protocols.masks import Mask, apply_masks
 from protocols.privacy.noise import add_noise
 from protocols.rotation import rotate
+from tests.benchmarks.masking import seconds
 
 SIGMAS = (2.0, 20.0, 1000.0, 50000.0, 2.0**39)
 SAMPLES = 1_000_000
@@ -57,13 +57,6 @@ def mask_step(parameters: int) -> dict[str, float]:
         "masks": lambda: apply_masks(vector, table, masks),
     }
     return {name: statistics.median(seconds(run) for _ in range(REPEATS)) for name, run in parts.items()}
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """The time that a call takes."""
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
 
 
 def main() -> None:

@@ -31,6 +31,13 @@ class Tiny(Task):
         return nn.Linear(2, 1)
 
 
+class Unused(nn.Linear):
+    """A layer whose parameters nothing uses."""
+
+    def forward(self, given: Tensor) -> Tensor:
+        return given
+
+
 class Bare(Tiny):
     """Without features to standardise: no statistics round."""
 

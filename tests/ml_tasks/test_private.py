@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from ml_tasks import private
 from ml_tasks.averaging import load_vector, to_vector
 from ml_tasks.private import CHUNK, clipped_sum, units
 from ml_tasks.task import DataError, Examples
-from tests.flows.tasks import Tiny
+from tests.flows.tasks import Tiny, Unused
 
 
 class Deep(Tiny):
@@ -25,11 +25,6 @@ class Frozen(Deep):
         model = super().model()
         model[0].weight.requires_grad_(False)
         return model
-
-
-class Unused(nn.Linear):
-    def forward(self, given: Tensor) -> Tensor:
-        return given
 
 
 class PartlyUsed(Tiny):

@@ -13,6 +13,7 @@ from ml_tasks.metrics import summarise
 from ml_tasks.tabular import Standardisation, moments, standardisation
 from ml_tasks.task import Examples, Feature, SiteData, Task
 from ml_tasks.training import LocalTraining, evaluate, initial_vector, train
+from tests.flows.tasks import Unused
 
 SETTINGS = LocalTraining(steps=12, batch_size=16, learning_rate=0.1, momentum=0.9)
 
@@ -45,14 +46,9 @@ class _PartlyUsed(_Linear):
 
     def model(self) -> nn.Module:
         model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
-        model.add_module("last", _Unused(1, 1))
+        model.add_module("last", Unused(1, 1))
         model[0].bias.requires_grad_(False)
         return model
-
-
-class _Unused(nn.Linear):
-    def forward(self, given: Tensor) -> Tensor:
-        return given
 
 
 class _TwoLogits(_Linear):
