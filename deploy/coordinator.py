@@ -120,6 +120,7 @@ def submit(plan: Path, overrides: tuple[str, ...]) -> str:
     from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
     from prefect.settings import PREFECT_API_URL
 
+    from flows.engine import patient
     from flows.plan import PlanError, read_plan
     from flows.settings import TRAINING, TRAINING_DEPLOYMENT
 
@@ -130,7 +131,7 @@ def submit(plan: Path, overrides: tuple[str, ...]) -> str:
     url = PREFECT_API_URL.value()
     if not url:
         raise fail("no Prefect server is configured: set PREFECT_API_URL to the API of the coordinator's server")
-    with get_client(sync_client=True) as client:
+    with patient(get_client(sync_client=True)) as client:
         if client.api_healthcheck() is not None:
             raise fail(f"the Prefect server at {url} does not answer: start it, or correct PREFECT_API_URL", 1)
         try:

@@ -1,7 +1,8 @@
 """Prefect's engine where its server is busy or being restarted, and a training's sub-flows.
 
-With SQLite the server turns away (503) whoever reads and then writes while another writes. Prefect's clients come again
-after two seconds, which was a third of a short round's wall time; these come again at once.
+With SQLite the server turns away (503) whoever reads and then writes while another writes, and so (429) may a gateway
+before it. Prefect's clients come again after two seconds, which was a third of a short round's wall time; these come
+again at once.
 """
 
 import time
@@ -18,7 +19,7 @@ from prefect.context import FlowRunContext, SyncClientContext, TaskRunContext
 from prefect.flow_engine import run_flow
 from prefect.states import Pending
 
-BUSY = 503
+BUSY = frozenset({429, 503})
 SOON_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 """Pauses before a busy server is asked again; then it is Prefect's turn."""
 CONNECT_TRIES = 8
@@ -34,10 +35,10 @@ class PatientTransport(httpx.BaseTransport):
         self._transport = transport
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, again where the answer is ``BUSY`` and does not say when to; gives the last answer."""
+        """Send a request, again where the answer is of ``BUSY`` and does not say when to; gives the last answer."""
         for pause_s in SOON_S:
             response = self._transport.handle_request(request)
-            if response.status_code != BUSY or "Retry-After" in response.headers:
+            if response.status_code not in BUSY or "Retry-After" in response.headers:
                 return response
             response.close()
             time.sleep(pause_s)

@@ -38,8 +38,6 @@ RESPONSE_BYTES = 6 * LONGEST_INPUT + 4096
 """The longest answer of the server that is read: one input of the longest value, with every character escaped."""
 RESPONSE_S = 60.0
 """Seconds that the server may take for an answer, from its first byte to its last."""
-BUSY_S = (0.2, 0.5, 1.0, 0.0)
-"""Seconds after which a server that is busy, as one whose database is locked, is asked again."""
 CLEAR_S = 30.0
 """Seconds in which a mailbox is to be cleared: a server that is busy or away is asked again."""
 MOST_STUCK = 2**20
@@ -86,7 +84,7 @@ _MESSAGES = TypeAdapter(ListOf[Envelope])
 
 @dataclass(frozen=True, slots=True)
 class Mailbox:
-    """The inputs of one flow run."""
+    """The inputs of one flow run; a mailbox asks once, so that its client is to be a ``patient`` one."""
 
     client: SyncPrefectClient
     run: UUID
@@ -162,16 +160,11 @@ class Mailbox:
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> int:
         """Ask the server; a conflict and a missing input are answers too."""
-        for pause_s in BUSY_S:
-            with self._response(method, path, body) as response:
-                _read(response)  # whole, or the connection could not be used again
-            status = response.status_code
-            if response.is_success or status in (httpx.codes.CONFLICT, httpx.codes.NOT_FOUND):
-                return status
-            if status not in (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE):
-                break
-            time.sleep(pause_s)
-        raise MailboxError(f"the Prefect server refuses a message (HTTP {status})")
+        with self._response(method, path, body) as response:
+            _read(response)  # whole, or the connection could not be used again
+        if response.is_success or response.status_code in (httpx.codes.CONFLICT, httpx.codes.NOT_FOUND):
+            return response.status_code
+        raise MailboxError(f"the Prefect server refuses a message (HTTP {response.status_code})")
 
     def _oldest(self, prefix: str, known: Collection[str] = ()) -> tuple[_Input, ...] | None:
         """Read the oldest inputs, together or one by one; ``None`` where the one was too long, and is deleted."""

@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.states import Running
 
+from flows.engine import patient
 from flows.mailbox import Mailbox
 from protocols.keys import Consortium, Identity
 from protocols.messages import COORDINATOR
@@ -28,7 +29,7 @@ def place() -> None:
 @pytest.fixture(scope="module")
 def client() -> Iterator[SyncPrefectClient]:
     """A client of the embedded server."""
-    with get_client(sync_client=True) as client:
+    with patient(get_client(sync_client=True)) as client:
         yield client
 
 

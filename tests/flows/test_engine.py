@@ -16,13 +16,13 @@ __all__ = ["client"]
 class Busy(httpx.BaseTransport):
     """A server that is busy for the first requests."""
 
-    def __init__(self, times: int) -> None:
-        self.times = times
+    def __init__(self, times: int, status: int = 503) -> None:
+        self.times, self.status = times, status
         self.bodies: list[bytes] = []
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self.bodies.append(request.read())
-        return httpx.Response(503 if len(self.bodies) <= self.times else 201)
+        return httpx.Response(self.status if len(self.bodies) <= self.times else 201)
 
 
 @pytest.fixture(autouse=True)
@@ -30,9 +30,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "SOON_S", (0.0,) * len(SOON_S))
 
 
+@pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize("times", [0, 1, len(SOON_S)])
-def test_a_busy_server_is_asked_the_same_again_until_it_answers(times: int) -> None:
-    busy = Busy(times)
+def test_a_busy_server_is_asked_the_same_again_until_it_answers(times: int, status: int) -> None:
+    busy = Busy(times, status)
     with httpx.Client(transport=PatientTransport(busy)) as http:
         assert http.post("http://server/", content=b"the same").status_code == 201
     assert busy.bodies == [b"the same"] * (times + 1)

@@ -17,6 +17,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import mailbox
+from flows.engine import patient
 from flows.mailbox import RESPONSE_BYTES, Mailbox, MailboxError
 from tests.hostile.hand import memory
 
@@ -50,7 +51,7 @@ def lying_server(answer: Callable[[socket.socket], None]) -> Iterator[tuple[str,
 def asking(answer: Callable[[socket.socket], None]) -> Iterator[Mailbox]:
     """A mailbox at a server that answers so."""
     with lying_server(answer) as (url, _), temporary_settings({PREFECT_API_URL: url}):
-        with get_client(sync_client=True) as client:
+        with patient(get_client(sync_client=True)) as client:
             yield Mailbox(client, uuid4())
 
 
@@ -143,7 +144,7 @@ def test_in_this_process_a_key_that_is_a_path_deletes_nothing_else(key: str) -> 
     """The server says which inputs there are, and a party asks it to delete what is no message."""
     listed = whole(f'[{{"key": {key!r}, "value": "x"}}]'.replace("'", '"').encode())
     with lying_server(listed) as (url, asked), temporary_settings({PREFECT_API_URL: url}):
-        with get_client(sync_client=True) as client:
+        with patient(get_client(sync_client=True)) as client:
             assert Mailbox(client, uuid4()).take("ask-") == {}
     lines = [one.split(b"\r\n")[0] for one in asked]
     (deleted,) = [line for line in lines if line.startswith(b"DELETE")]

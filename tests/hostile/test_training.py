@@ -281,7 +281,8 @@ def test_a_result_that_is_a_pickle_is_loaded_by_nobody(live: Live, tmp_path: Pat
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "evil").write_bytes(b"cos\nsystem\n(S'touch " + str(live.canary).encode() + b"'\ntR.")
     evil = ResultRecordMetadata(storage_key="evil", serializer=PickleSerializer(), storage_block_id=block)
-    client._client.put("/admin/storage", json={"default_result_storage_block_id": str(block)})
+    default = {"default_result_storage_block_id": str(block)}
+    eventually(lambda: client._client.put("/admin/storage", json=default), 300)
     for run in [*(one.id for one in live.home.rounds(live.run)[:-1]), live.participation("north")]:
         client.set_flow_run_state(run, Completed(data=evil), force=True)
     live.on(3)

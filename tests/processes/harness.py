@@ -23,6 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deploy.up import Home, end, found_home, free_port, running, site_names, start_party, start_server
+from flows.engine import patient
 from flows.participation import ENDED
 from flows.plan import Plan, make_plan
 from flows.settings import SITE_FILE, TRAINING, TRAINING_DEPLOYMENT, pool_of
@@ -222,7 +223,7 @@ def consortium(
     with mounted(home.site(small_disk) / "vault") if small_disk else nullcontext(), polling(poll_s):
         server = start_server(folder / "server", port, database)
         with running(home, server, None if start is None else tuple(start)), temporary_settings({PREFECT_API_URL: url}):
-            with get_client(sync_client=True) as client:
+            with patient(get_client(sync_client=True)) as client:
                 yield Consortium(home, client)
 
 
