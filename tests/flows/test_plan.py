@@ -1,16 +1,20 @@
 """The plan: defaults, rules, overrides, digest, and one line for every mistake."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from flows.plan import Plan, PlanError, make_plan, plan_digest, read_plan
 from protocols.contexts import threshold_refusal
 from tests.flows.consortium import plan_for
 
-PLANS = Path(__file__).resolve().parents[2] / "deploy" / "plans"
+ROOT = Path(__file__).resolve().parents[2]
+PLANS = ROOT / "deploy" / "plans"
 
 
 @given(sites=st.integers(3, 40), colluding=st.integers(1, 10))
@@ -29,6 +33,25 @@ def test_the_digest_covers_the_resolved_defaults() -> None:
     assert explicit.digest == plan_for().digest == plan_digest(plan_for().to_json())
     assert plan_for(seed=1).digest != plan_for().digest
     assert Plan.model_validate_json(plan_for().to_json()) == plan_for()
+
+
+def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The names of a plan's fields, as an override writes them."""
+    for name, field in part.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields_of(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def test_spec_lists_every_field_of_a_plan() -> None:
+    """SPEC 6.1: a row names its fields whole, or from the last dot on where the one before has the same table."""
+    table = (ROOT / "SPEC.md").read_text().partition("All fields, with defaults:")[2].partition("A threshold of 0")[0]
+    listed = set[str]()
+    for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
+        first, *more = re.findall(r"`([^`]+)`", row)
+        listed |= {first, *(first.rpartition(".")[0] + one if one[0] == "." else one for one in more)}
+    assert listed == set(fields_of(Plan))
 
 
 @pytest.mark.parametrize("path", sorted(PLANS.glob("*.toml")), ids=lambda path: path.stem)
