@@ -26,6 +26,7 @@ vault = "vault"                  # the signing key
 consortium = "consortium.toml"   # everybody's keys, agreed on out of band
 runs = "runs"                    # checkpoints, models and reports
 tasks = {tasks}   # what a plan may name; its code runs here too
+max_trainings = 4                # that run at once; what is submitted beyond waits
 
 [prefect]
 url = "{prefect}"
@@ -102,7 +103,7 @@ def serve(
     )
     print(f"the coordinator serves; its runs are in {coordinator.runs}", file=sys.stderr, flush=True)
     with lock:
-        serve(CoordinatorWorker(folder, COORDINATOR_POOL, "coordinator", lambda run: None))
+        serve(CoordinatorWorker(folder, COORDINATOR_POOL, "coordinator", lambda run: None, coordinator.max_trainings))
 
 
 def unresolved(plan: "Plan") -> dict[str, Any]:

@@ -76,7 +76,7 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
     job_configuration = OwnProgram
     module: str
 
-    def __init__(self, folder: Path, pool: str, name: str, refusal: Refusal, limit: int | None = None) -> None:
+    def __init__(self, folder: Path, pool: str, name: str, refusal: Refusal, limit: int) -> None:
         super().__init__(pool, name=name, heartbeat_interval_seconds=HEARTBEAT_S, limit=limit)
         self._folder = folder
         self._refusal = refusal

@@ -87,6 +87,7 @@ class CoordinatorTable(_Party):
 
     runs: str = "runs"
     tasks: list[TaskPath]
+    max_trainings: int = Field(default=4, ge=1)
 
 
 Fields = TypeVar("Fields", bound=_Party)
@@ -188,6 +189,7 @@ class CoordinatorFolder(_Folder):
         super().__init__(folder, table)
         self.runs = folder / table.runs
         self.tasks = tuple(table.tasks)
+        self.max_trainings = table.max_trainings
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -7,17 +7,24 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import anyio
 import httpx
 import pytest
-from prefect.client.schemas.objects import StateType
+from anyio.abc import TaskStatus
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.base import BaseWorker
 
 from deploy.site import refusal_of
-from deploy.worker import OwnProgram, SiteWorker, parameters_of
+from deploy.worker import CoordinatorWorker, OwnProgram, SiteWorker, parameters_of, register
 from protocols.keys import Identity
 from protocols.vault import Decision, Vault
+from tests.flows.server import client
+
+__all__ = ["client"]
 
 GOOD = {"training": "t-1", "training_run": str(uuid4())}
 
@@ -72,7 +79,7 @@ def test_no_job_variable_of_the_server_is_read() -> None:
 def test_a_server_that_is_away_does_not_end_a_worker_and_one_that_refuses_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker = SiteWorker(tmp_path, "site-north", "north", lambda run: None)
+    worker = SiteWorker(tmp_path, "site-north", "north", lambda run: None, limit=4)
     request = httpx.Request("GET", "http://x")
     found: list[list | Exception] = [
         httpx.ConnectError("no"),
@@ -94,6 +101,36 @@ def test_a_server_that_is_away_does_not_end_a_worker_and_one_that_refuses_does(
     with pytest.raises(httpx.HTTPStatusError):
         asyncio.run(worker.get_and_submit_flow_runs())
     assert capsys.readouterr().err.count("the Prefect server is away") == 2, "once for each time that it was away"
+
+
+def test_of_a_flood_of_runs_no_more_are_started_than_the_limit_says(
+    client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = list[UUID]()
+
+    async def stay(
+        self: CoordinatorWorker, flow_run: FlowRun, configuration: OwnProgram, task_status: TaskStatus[int]
+    ) -> None:
+        started.append(flow_run.id)
+        task_status.started(1)
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(CoordinatorWorker, "run", stay)
+    register("flood", CoordinatorWorker.type, "training", "flood", "", {})
+    flood = client.read_deployment_by_name("training/flood").id
+    runs = {client.create_flow_run_from_deployment(flood).id for _ in range(5)}
+
+    async def serve() -> None:
+        with anyio.fail_after(60):
+            async with CoordinatorWorker(tmp_path, "flood", "coordinator", lambda run: None, limit=2) as worker:
+                for _ in range(3):
+                    await worker.get_and_submit_flow_runs()
+                    await anyio.sleep(1)
+                worker._runs_task_group.cancel_scope.cancel()
+
+    with temporary_settings({PREFECT_API_URL: str(client.api_url)}):
+        asyncio.run(serve())
+    assert len(started) == 2 and runs > set(started)
 
 
 def test_a_program_does_not_outlive_its_worker() -> None:
