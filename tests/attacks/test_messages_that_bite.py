@@ -18,9 +18,6 @@ from protocols.messages import (
     Advert,
     AskAdvertise,
     AskConfirm,
-    AskMask,
-    AskReveal,
-    AskShare,
     Confirmation,
     Envelope,
     MaskedVector,
@@ -31,12 +28,10 @@ from protocols.messages import (
     parse,
 )
 from tests.attacks.hostile import make
+from tests.bodies import BODIES
 from tests.simulator import Simulator, durable
 
-BODIES = (
-    *(Envelope, Advert, SealedShare, MaskedVector, Confirmation, Reveal, Refusal),
-    *(AskAdvertise, AskShare, AskMask, AskConfirm, AskReveal),
-)
+PARSED = (Envelope, *BODIES.values())
 HEX = "ab" * 32
 
 
@@ -71,7 +66,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
-@pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+@pytest.mark.parametrize("body", PARSED, ids=lambda body: body.__name__)
 def test_hostile_text_is_a_bad_message_with_fixed_text(body: type, text: str) -> None:
     with pytest.raises(BadMessage) as caught:
         parse(body, text, party="b", step="share")
@@ -250,7 +245,7 @@ def test_what_a_signature_covers_cannot_be_cut_differently() -> None:
         ),
         max_leaves=12,
     ),
-    st.sampled_from(BODIES),
+    st.sampled_from(PARSED),
 )
 def test_arbitrary_json_parses_or_is_a_bad_message(value: object, body: type) -> None:
     try:

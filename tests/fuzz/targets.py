@@ -50,22 +50,17 @@ from protocols.errors import BadMessage, ProtocolError, Refused, RingTooSmall
 from protocols.ledger import EMPTY_LEDGER
 from protocols.messages import (
     COORDINATOR,
-    Advert,
     AskAdvertise,
     AskConfirm,
     AskMask,
     AskReveal,
     AskShare,
-    Confirmation,
     Envelope,
-    MaskedVector,
-    Refusal,
-    Reveal,
-    SealedShare,
     open_body,
     parse,
 )
 from protocols.receipt import NotJson, Receipt, ReceiptError, parse_receipt
+from tests.bodies import BODIES
 from tests.fuzz import fixed
 from tests.fuzz.mutations import mutate_json, mutate_safetensors
 from tests.vectors.generate import entropy
@@ -77,18 +72,7 @@ FOLDER = Path(mkdtemp(prefix="fedseal-fuzz-", dir=MEMORY if MEMORY.is_dir() else
 """Where targets that read files put them."""
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 
-BODIES: dict[str, type] = {
-    "ask/advertise": AskAdvertise,
-    "ask/share": AskShare,
-    "ask/mask": AskMask,
-    "ask/confirm": AskConfirm,
-    "ask/reveal": AskReveal,
-    "advert": Advert,
-    "share": SealedShare,
-    "masked": MaskedVector,
-    "confirmation": Confirmation,
-    "reveal": Reveal,
-    "refusal": Refusal,
+OPENED = BODIES | {
     "ask/join": AskJoin,
     "joined": Joined,
     "ask/train": AskWork,
@@ -188,14 +172,14 @@ def envelope(content: bytes) -> None:
 def body(content: bytes) -> None:
     """A body of any kind, behind a good signature."""
     kind, text = kind_of(content)
-    if kind not in BODIES:
+    if kind not in OPENED:
         return
     unsigned = Envelope(kind, fixed.CONTEXT.digest, COORDINATOR, fixed.ME, text, "0" * 128)
     (message,) = fixed.signed((unsigned,))
     names = {"kind": kind, "context": message.context, "sender": COORDINATOR, "receiver": fixed.ME}
-    found = open_body(BODIES[kind], message, key=fixed.CONSORTIUM.coordinator, **names)
+    found = open_body(OPENED[kind], message, key=fixed.CONSORTIUM.coordinator, **names)
     printed = canonical(asdict(found))
-    again = parse(BODIES[kind], printed, party=COORDINATOR, step=kind)
+    again = parse(OPENED[kind], printed, party=COORDINATOR, step=kind)
     assert again == found and canonical(asdict(again)) == printed
 
 

@@ -17,11 +17,6 @@ from protocols.messages import (
     COORDINATOR,
     EVERYONE,
     Advert,
-    AskAdvertise,
-    AskConfirm,
-    AskMask,
-    AskReveal,
-    AskShare,
     Confirmation,
     Envelope,
     MaskedVector,
@@ -33,6 +28,7 @@ from protocols.messages import (
     open_body,
     parse,
 )
+from tests.bodies import BODIES
 from tests.vectors.load import own
 
 ANN = Identity("ann", bytes(range(32)))
@@ -40,19 +36,6 @@ CONTEXT = sha256("a context")
 ADVERT = Advert(sha256("mask"), sha256("channel"), 7, sha256("ledger"))
 MESSAGE = envelope(ANN, "advert", CONTEXT, EVERYONE, ADVERT)
 EXPECTED = {"key": ANN.public, "kind": "advert", "context": CONTEXT, "sender": "ann", "receiver": EVERYONE}
-BODIES: dict[str, type[Any]] = {
-    "advert": Advert,
-    "share": SealedShare,
-    "masked": MaskedVector,
-    "confirmation": Confirmation,
-    "reveal": Reveal,
-    "refusal": Refusal,
-    "ask/advertise": AskAdvertise,
-    "ask/share": AskShare,
-    "ask/mask": AskMask,
-    "ask/confirm": AskConfirm,
-    "ask/reveal": AskReveal,
-}
 OF_THE_ROUND = [Envelope(**sent) for kind in own("round_of_4_one_dropped")["envelopes"].values() for sent in kind]
 
 
