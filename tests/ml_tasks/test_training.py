@@ -12,7 +12,7 @@ from ml_tasks.averaging import load_vector, to_vector
 from ml_tasks.metrics import summarise
 from ml_tasks.tabular import Standardisation, moments, standardisation
 from ml_tasks.task import Examples, Feature, SiteData, Task
-from ml_tasks.training import LocalTraining, evaluate, initial_vector, train
+from ml_tasks.training import LocalTraining, evaluate, initial_vector, train, usual_device
 from tests.flows.tasks import Unused
 
 SETTINGS = LocalTraining(steps=12, batch_size=16, learning_rate=0.1, momentum=0.9)
@@ -120,15 +120,16 @@ def test_the_steps_are_those_of_torch_s_own_optimiser_bit_for_bit(
     examples, vector = _examples(20, 0), initial_vector(task, 1) + np.float32(0.5)
     settings = LocalTraining(5, 1000, 0.1, momentum, weight_decay)
     update = train(task, examples, vector, None, settings, seed=3)
-    model = task.model()
+    device = usual_device()
+    model = task.model().to(device)
     load_vector(model, vector)
     optimiser = torch.optim.SGD(model.parameters(), 0.1, momentum, weight_decay=weight_decay)
     generator = torch.Generator().manual_seed(3)
     for _ in range(5):
         rows = torch.randperm(20, generator=generator)
         optimiser.zero_grad()
-        logits = model(torch.tensor(examples.features)[rows]).reshape(-1)
-        task.loss(logits, torch.tensor(examples.targets)[rows]).mean().backward()
+        logits = model(torch.tensor(examples.features)[rows].to(device)).reshape(-1)
+        task.loss(logits, torch.tensor(examples.targets)[rows].to(device)).mean().backward()
         optimiser.step()
     assert (to_vector(model) - vector).tobytes() == update.tobytes()
     assert update.any()
