@@ -82,6 +82,11 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
         self._refusal = refusal
         self._away = False
 
+    async def setup(self) -> None:
+        """Prepare to look for runs; a server that is busy while one is being started is asked again at once."""
+        await super().setup()
+        patient(self.client)
+
     async def run(
         self,
         flow_run: FlowRun,

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
+import anyio
 import httpx
 from prefect import Flow, Task
-from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.orchestration import PrefectClient, SyncPrefectClient
 from prefect.client.schemas.objects import TaskRunResult
 from prefect.context import FlowRunContext, SyncClientContext, TaskRunContext
 from prefect.flow_engine import run_flow
@@ -25,6 +26,7 @@ SOON_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 CONNECT_TRIES = 8
 """Tries to connect, with pauses of 0, 0.5, 1, 2 ... seconds between them."""
 
+Client = TypeVar("Client", SyncPrefectClient, PrefectClient)
 Result = TypeVar("Result")
 
 
@@ -38,7 +40,7 @@ class PatientTransport(httpx.BaseTransport):
         """Send a request, again where the answer is of ``BUSY`` and does not say when to; gives the last answer."""
         for pause_s in SOON_S:
             response = self._transport.handle_request(request)
-            if response.status_code not in BUSY or "Retry-After" in response.headers:
+            if not _come_again(response):
                 return response
             response.close()
             time.sleep(pause_s)
@@ -49,11 +51,37 @@ class PatientTransport(httpx.BaseTransport):
         self._transport.close()
 
 
-def patient(client: SyncPrefectClient) -> SyncPrefectClient:
-    """Have a client of the Prefect API send through ``PatientTransport``."""
-    http = client._client
-    http._transport = PatientTransport(http._transport)
-    http._mounts = {pattern: one and PatientTransport(one) for pattern, one in http._mounts.items()}
+class PatientAsyncTransport(httpx.AsyncBaseTransport):
+    """``PatientTransport`` for an asynchronous client."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """See ``PatientTransport.handle_request``."""
+        for pause_s in SOON_S:
+            response = await self._transport.handle_async_request(request)
+            if not _come_again(response):
+                return response
+            await response.aclose()
+            await anyio.sleep(pause_s)
+        return await self._transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        """Close what it sends through."""
+        await self._transport.aclose()
+
+
+def _come_again(response: httpx.Response) -> bool:
+    return response.status_code in BUSY and "Retry-After" not in response.headers
+
+
+def patient(client: Client) -> Client:
+    """Have a client of the Prefect API send through a patient transport."""
+    http: Any = client._client
+    wrap = PatientTransport if isinstance(client, SyncPrefectClient) else PatientAsyncTransport
+    http._transport = wrap(http._transport)
+    http._mounts = {pattern: one and wrap(one) for pattern, one in http._mounts.items()}
     return client
 
 

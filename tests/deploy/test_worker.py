@@ -20,6 +20,7 @@ from prefect.workers.base import BaseWorker
 
 from deploy.site import refusal_of
 from deploy.worker import CoordinatorWorker, OwnProgram, SiteWorker, parameters_of, register
+from flows.engine import PatientAsyncTransport
 from protocols.keys import Identity
 from protocols.vault import Decision, Vault
 from tests.flows.server import client
@@ -123,6 +124,7 @@ def test_of_a_flood_of_runs_no_more_are_started_than_the_limit_says(
     async def serve() -> None:
         with anyio.fail_after(60):
             async with CoordinatorWorker(tmp_path, "flood", "coordinator", lambda run: None, limit=2) as worker:
+                assert isinstance(worker.client._client._transport, PatientAsyncTransport)
                 for _ in range(3):
                     await worker.get_and_submit_flow_runs()
                     await anyio.sleep(1)

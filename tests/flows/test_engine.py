@@ -1,5 +1,7 @@
 """A busy server is asked again at once; a sub-flow stands where Prefect's own would."""
 
+import asyncio
+
 import httpx
 import pytest
 from prefect import flow, task
@@ -7,13 +9,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from flows import engine
-from flows.engine import SOON_S, PatientTransport, patient, patient_engine, run_inside
+from flows.engine import SOON_S, PatientAsyncTransport, PatientTransport, patient, patient_engine, run_inside
 from tests.flows.server import client, graph_nodes
 
 __all__ = ["client"]
 
 
-class Busy(httpx.BaseTransport):
+class Busy(httpx.BaseTransport, httpx.AsyncBaseTransport):
     """A server that is busy for the first requests."""
 
     def __init__(self, times: int, status: int = 503) -> None:
@@ -22,6 +24,13 @@ class Busy(httpx.BaseTransport):
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         self.bodies.append(request.read())
+        return self.answer()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.bodies.append(await request.aread())
+        return self.answer()
+
+    def answer(self) -> httpx.Response:
         return httpx.Response(self.status if len(self.bodies) <= self.times else 201)
 
 
@@ -37,6 +46,18 @@ def test_a_busy_server_is_asked_the_same_again_until_it_answers(times: int, stat
     with httpx.Client(transport=PatientTransport(busy)) as http:
         assert http.post("http://server/", content=b"the same").status_code == 201
     assert busy.bodies == [b"the same"] * (times + 1)
+
+
+@pytest.mark.parametrize(("times", "status"), [(0, 201), (2, 201), (len(SOON_S), 201), (1000, 503)])
+def test_an_asynchronous_client_asks_a_busy_server_again_likewise(times: int, status: int) -> None:
+    busy = Busy(times)
+
+    async def ask() -> int:
+        async with httpx.AsyncClient(transport=PatientAsyncTransport(busy)) as http:
+            return (await http.post("http://server/", content=b"the same")).status_code
+
+    assert asyncio.run(ask()) == status
+    assert busy.bodies == [b"the same"] * (min(times, len(SOON_S)) + 1)
 
 
 def test_a_server_that_says_when_to_come_again_is_left_to_whoever_asked() -> None:
