@@ -11,10 +11,10 @@ from pydantic import BaseModel
 
 from flows.plan import Plan, PlanError, make_plan, plan_digest, read_plan
 from protocols.contexts import threshold_refusal
+from tests.conftest import REPOSITORY
 from tests.flows.consortium import plan_for
 
-ROOT = Path(__file__).resolve().parents[2]
-PLANS = ROOT / "deploy" / "plans"
+PLANS = REPOSITORY / "deploy" / "plans"
 
 
 @given(sites=st.integers(3, 40), colluding=st.integers(1, 10))
@@ -46,7 +46,9 @@ def fields_of(part: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 def test_spec_lists_every_field_of_a_plan() -> None:
     """SPEC 6.1: a row names its fields whole, or from the last dot on where the one before has the same table."""
-    table = (ROOT / "SPEC.md").read_text().partition("All fields, with defaults:")[2].partition("A threshold of 0")[0]
+    table = (
+        (REPOSITORY / "SPEC.md").read_text().partition("All fields, with defaults:")[2].partition("A threshold of 0")[0]
+    )
     listed = set[str]()
     for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
         first, *more = re.findall(r"`([^`]+)`", row)

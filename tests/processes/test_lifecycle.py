@@ -284,7 +284,7 @@ def test_a_refusal_an_absence_and_a_pending_approval_are_told_and_a_late_site_is
     assert f"{waiting[1]}: approved" in fedseal("site", "status", "--folder", folder)
     eventually(lambda: home.sums(run) >= 1, 120)
     home.start("west")
-    eventually(lambda: set(home.progress(run)["records"][-1]["survivors"]) == set(SITES), 180)
+    eventually(lambda: set(home.progress(run)["records"][-1]["survivors"]) == set(SITES), 120)
     table.write_text(automatic)
     first = home.progress(run)["records"][0]
     assert set(first["survivors"]) == {"north", "east", "south"}
