@@ -23,10 +23,11 @@ test: $(STAMP) ## check style, types, layers, and run all but the slow tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" --durations=10
 
-test-slow: $(STAMP) ## run the slow tests
-	$(BIN)/pytest -m slow
+test-slow: $(STAMP) ## run the slow tests, two at a time; then those that measure time
+	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not alone" --durations=10
+	$(BIN)/pytest -m "slow and alone" --durations=10
 
 format: $(STAMP) ## lay out the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -1,20 +1,26 @@
 """What all tests share: an own Prefect home, hypothesis profiles, the open data and the Debian packages.
 
 Prefect reads its settings when it is first imported, so this file sets them at its top, before any test module can
-import it. Nothing here runs by itself in a test: a test asks for the fixture that it needs.
+import it. Nothing here runs by itself in a test: a test asks for the fixture that it needs. What tests share a process
+in ``make test-slow``, and that a test has become slow, is said here, too.
 """
 
 import atexit
 import os
 import shutil
+import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from deploy import SERVER_SETTINGS
+from tests.prefect_database import migrated_database
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -40,6 +46,42 @@ settings.register_profile("fedseal", _random)
 settings.register_profile("ci", _random, print_blob=True)
 settings.register_profile("thorough", _random, max_examples=10_000, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") == "true" else "fedseal")
+
+ONE_FIXTURE = ("tests/hostile/",)
+"""Folders whose files share a consortium."""
+LONGEST_S = 150
+"""Seconds that a test may take with its fixtures, in ``make test-slow`` on two idle cores."""
+
+
+class ByFixture(LoadScopeScheduling):
+    """Keeps the tests of a file in one process, and those of a folder with a fixture that takes long to make."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return next((folder for folder in ONE_FIXTURE if file.startswith(folder)), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling | None:
+    """Replace ``--dist loadfile``; ``--dist loadgroup`` of pytest-xdist 3.8 groups nothing with pytest 9.2."""
+    return ByFixture(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Have the embedded server find its database, where a test uses Prefect."""
+    if session.items and "prefect" in sys.modules:
+        migrated_database(Path(_prefect_home))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that take too long; ``timeout`` in pyproject.toml ends them at twice that."""
+    took_s: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                took_s[report.nodeid] += report.duration
+    for name, seconds in took_s.most_common():
+        if seconds > LONGEST_S:
+            terminalreporter.write_line(f"TOO SLOW {name}: {seconds:.0f} s, and {LONGEST_S} s is the most", yellow=True)
 
 
 @pytest.fixture(scope="session")

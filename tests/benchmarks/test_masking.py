@@ -26,6 +26,7 @@ def test_a_parameter_costs_hardly_more_than_its_ring_on_the_wire() -> None:
             assert one[name] > 0
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_masking_takes_at_most_twice_as_long_as_aes_alone() -> None:
     command = [sys.executable, "-m", "tests.benchmarks.masking", "--json"]

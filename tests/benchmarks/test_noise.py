@@ -27,6 +27,7 @@ def test_a_sample_takes_a_small_part_of_the_time_of_opendps() -> None:
     assert set(report["mask_s"]) == {"rotation", "encoding", "noise", "masks"}
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_sample_takes_half_a_microsecond_a_table_a_fifth_of_a_second_and_privacy_little_of_a_mask() -> None:
     report = measured(1_000_000)

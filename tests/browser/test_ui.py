@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import StateType
 from tests.conftest import REPOSITORY
 from tests.processes.harness import TINY, Consortium, consortium, eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 OUTPUT = REPOSITORY / ".test-output"
 WAIT_MS = 60_000

@@ -10,7 +10,7 @@ import pytest
 from tests.chaos.run import chaos, founded
 from tests.processes.harness import Consortium
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

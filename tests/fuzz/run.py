@@ -3,11 +3,11 @@
 Each target has an equal share of the time, in a process of its own. It starts from its seeds and its corpus, to which
 libFuzzer adds what takes a new way through the code. Of that ``corpus/`` keeps the shortest input of each refusal, and
 as many more, the shortest first, as there is room for. An input that breaks the property is kept in
-``.test-output/fuzz/``, and the target is not fuzzed on.
+``.test-output/fuzz/``, and the target is not fuzzed on. Once the defect is mended, ``--mended TARGET FILE`` adds the
+input to those that ``test_corpus.py`` replays for ever.
 """
 
 import argparse
-import hashlib
 import os
 import re
 import subprocess
@@ -16,16 +16,16 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.fuzz.corpus import MENDED, read_inputs, write_inputs
 from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import TARGETS, measure
 
-FOLDER = Path(__file__).parent
-REPOSITORY = FOLDER.parent.parent
-CORPUS, CRASHES = FOLDER / "corpus", REPOSITORY / ".test-output" / "fuzz"
-HEADER = f"{'target':18} {'executions':>11} {'new':>5} {'files':>5} {'peak MiB':>9} {'slowest s':>9}  crashes"
+REPOSITORY = Path(__file__).parent.parent.parent
+CRASHES = REPOSITORY / ".test-output" / "fuzz"
+HEADER = f"{'target':18} {'executions':>11} {'new':>5} {'kept':>5} {'peak MiB':>9} {'slowest s':>9}  crashes"
 LONGEST_INPUT = 64 * 1024
-MOST_FILES, MOST_CORPUS_BYTES = 65, 130_000
-"""Of one target, so that all of them stay below 1,500 files and 3 MB."""
+MOST_INPUTS, MOST_CORPUS_BYTES = 65, 130_000
+"""Of one target, so that all of them stay below 1,500 inputs and 3 MB."""
 
 
 def main() -> int:
@@ -33,15 +33,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzz the parsers of bytes from outside.")
     parser.add_argument("--minutes", type=float, default=60.0, help="for all targets together")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)}; all by default")
+    parser.add_argument("--mended", nargs=2, metavar=("TARGET", "FILE"), help="keep an input that broke the property")
     asked = parser.parse_args()
-    if unknown := set(asked.targets) - set(TARGETS):
+    if unknown := {*asked.targets, *(asked.mended or ())[:1]} - set(TARGETS):
         parser.error(f"there is no target {', '.join(sorted(unknown))}")
+    if asked.mended:
+        name, file = asked.mended
+        write_inputs(name, [*read_inputs(name, MENDED), Path(file).read_bytes()], MENDED)
+        return 0
     names = asked.targets or list(TARGETS)
     CRASHES.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{'target':18} {'executions':>11} {'new':>5} {'files':>5} {'peak MiB':>9} {'slowest s':>9}  crashes",
-        flush=True,
-    )
+    print(HEADER, flush=True)
     found = [fuzz(name, asked.minutes * 60 / len(names)) for name in names]
     return 1 if any(found) else 0
 
@@ -51,18 +53,16 @@ def fuzz(name: str, seconds: float) -> list[Path]:
     with TemporaryDirectory() as folder:
         work, costs = Path(folder) / "work", Path(folder) / "costs"
         work.mkdir()
-        kept = CORPUS / name
-        kept.mkdir(parents=True, exist_ok=True)
-        before = {path.name for path in kept.iterdir()}
-        for number, seed in enumerate(seeds()[name]):
-            (work / f"seed-{number}").write_bytes(seed)
+        before = set(read_inputs(name))
+        for number, content in enumerate([*seeds()[name], *before, *read_inputs(name, MENDED)]):
+            (work / f"start-{number}").write_bytes(content)
         crashes = set(CRASHES.iterdir())
-        told = _libfuzzer(name, costs, f"-max_total_time={max(1, round(seconds))}", work, kept)
+        told = _libfuzzer(name, costs, f"-max_total_time={max(1, round(seconds))}", work)
         new_crashes = sorted(set(CRASHES.iterdir()) - crashes)
-        keep(name, [path.read_bytes() for path in (*work.iterdir(), *kept.iterdir())])
+        keep(name, [path.read_bytes() for path in work.iterdir()])
         executions = re.search(r"number_of_executed_units: (\d+)", told)
         peak, slowest = costs.read_text().split() if costs.exists() else ("0", "0")
-    after = {path.name for path in kept.iterdir()}
+    after = set(read_inputs(name))
     print(
         f"{name:18} {executions[1] if executions else '?':>11} {len(after - before):5} {len(after):5} "
         f"{int(peak) / 2**20:9.1f} {slowest:>9}  {' '.join(path.name for path in new_crashes) or '-'}",
@@ -81,13 +81,12 @@ def keep(name: str, inputs: list[bytes]) -> None:
         with suppress(Exception):
             if first.setdefault(tuple(measure(TARGETS[name], content).ways), content) != content:
                 others.append(content)
-    for path in (CORPUS / name).iterdir():
-        path.unlink()
-    size = 0
-    for content in [*first.values(), *others][:MOST_FILES]:
+    kept, size = [], 0
+    for content in [*first.values(), *others][:MOST_INPUTS]:
         size += len(content)
         if size <= MOST_CORPUS_BYTES:
-            (CORPUS / name / hashlib.sha256(content).hexdigest()[:16]).write_bytes(content)
+            kept.append(content)
+    write_inputs(name, kept)
 
 
 def _libfuzzer(name: str, costs: Path, *options: str | Path) -> str:

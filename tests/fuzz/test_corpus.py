@@ -3,14 +3,11 @@
 This replays the corpus that coverage-guided fuzzing has left (``tests.fuzz.run``), without needing it.
 """
 
-from pathlib import Path
-
 import pytest
 
+from tests.fuzz.corpus import MENDED, read_inputs
 from tests.fuzz.seeds import seeds
 from tests.fuzz.targets import TARGETS, measure
-
-CORPUS = Path(__file__).parent / "corpus"
 
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
@@ -22,5 +19,7 @@ def test_a_target_accepts_what_a_party_writes(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_all_that_the_fuzzer_has_kept_gives_a_documented_error_at_most(name: str) -> None:
-    for path in sorted((CORPUS / name).iterdir()):
-        measure(TARGETS[name], path.read_bytes())
+    kept = read_inputs(name)
+    assert kept
+    for content in [*kept, *read_inputs(name, MENDED)]:
+        measure(TARGETS[name], content)

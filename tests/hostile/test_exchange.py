@@ -17,7 +17,7 @@ from protocols.messages import COORDINATOR
 from tests.hostile.hand import Attacker, Hand, Round, gone, keys, refusal, unmoved
 from tests.processes.harness import Consortium
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.slow
 
 DIGEST = hashlib.sha256(b"nothing is here").hexdigest()
 

@@ -5,7 +5,7 @@ import pytest
 from protocols.messages import AskAdvertise, AskConfirm, AskMask, AskReveal
 from tests.hostile.hand import Hand, forged, refusal, unmoved
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.slow
 
 
 def test_a_confirmed_round_is_not_made_again_by_a_second_coordinator_with_the_true_key(hand: Hand) -> None:

@@ -12,7 +12,7 @@ from protocols.vault import Decision, Vault
 from tests.hostile.hand import Attacker, Hand, Watch, gone, place, refusal, unmoved
 from tests.processes.harness import Consortium, eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

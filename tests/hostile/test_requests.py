@@ -14,7 +14,7 @@ from protocols.messages import AskAdvertise, Envelope, envelope
 from tests.hostile.hand import Attacker, Hand, Round, forged, gone, keys, memory, refusal, signed_by, unmoved
 from tests.processes.harness import Consortium
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.slow
 
 
 def attack(hand: Hand, attacker: Attacker, request: Envelope) -> str:

@@ -21,7 +21,7 @@ from flows.engine import patient
 from flows.mailbox import RESPONSE_BYTES, Mailbox, MailboxError
 from tests.hostile.hand import memory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.slow
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 

@@ -22,7 +22,7 @@ from protocols.messages import AskAdvertise, Envelope
 from tests.hostile.hand import PARAMETERS, Hand, Round, refusal, signed_by, unmoved
 from tests.processes.harness import Consortium
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.slow
 
 UNUSABLE = "plan or task cannot be used here; the site's log says why"
 

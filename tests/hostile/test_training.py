@@ -40,7 +40,7 @@ from protocols.messages import COORDINATOR, envelope
 from tests.hostile.hand import PARAMETERS, SITES, Attacker, keys
 from tests.processes.harness import Consortium, eventually, state_of
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 
 @dataclass

@@ -5,7 +5,7 @@ import pytest
 from tests.hostile.hand import Attacker, Hand
 from tests.processes.harness import Consortium
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.slow
 
 
 def test_a_link_where_a_vector_will_be_written_does_not_have_the_site_overwrite_its_vault(

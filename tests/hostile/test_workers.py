@@ -16,7 +16,7 @@ from flows.settings import PARTICIPATE, pool_of
 from tests.hostile.hand import Attacker, Hand, Watch, place
 from tests.processes.harness import Consortium, eventually
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 GOOD = {"training": "nobody-s", "training_run": str(uuid4())}
 PARAMETERS: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ from tests.network.namespaces import Forbidden, Namespace, namespaces
 from tests.processes.harness import LONG, TINY, Consortium, consortium, eventually
 from tests.processes.relay import Line, relay
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 SITES = ("north", "east", "south", "west")
 DEADLINES = {"join_s": 120, "step_s": 12, "train_s": 15, "finish_s": 60}

@@ -27,6 +27,7 @@ from flows.engine import patient
 from flows.participation import ENDED
 from flows.plan import Plan, make_plan
 from flows.settings import SITE_FILE, TRAINING, TRAINING_DEPLOYMENT, pool_of
+from tests.prefect_database import migrated_database
 
 T = TypeVar("T")
 
@@ -220,6 +221,8 @@ def consortium(
         kept = [line for line in path.read_text().splitlines() if line.split(" = ")[0] not in lines]
         path.write_text("\n".join([*kept, lines]) + "\n")
     prepare(home)
+    if database is None:
+        migrated_database(folder / "server")
     with mounted(home.site(small_disk) / "vault") if small_disk else nullcontext(), polling(poll_s):
         server = start_server(folder / "server", port, database)
         with running(home, server, None if start is None else tuple(start)), temporary_settings({PREFECT_API_URL: url}):

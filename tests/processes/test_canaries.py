@@ -129,7 +129,6 @@ def searched(states: dict[str, StateType], home: Path, notes: Path, seen: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_no_secret_of_a_site_is_anywhere_but_at_the_site(found: Found) -> None:
     completed, failed, leaky = found.states.values()
     assert (completed, failed, leaky) == (StateType.COMPLETED, StateType.FAILED, StateType.FAILED)
@@ -140,7 +139,6 @@ def test_no_secret_of_a_site_is_anywhere_but_at_the_site(found: Found) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("way", "place"),
     [

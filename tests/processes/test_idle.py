@@ -47,7 +47,6 @@ def nginx(program: Path, folder: Path, server: str, port: int) -> Iterator[Path]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_an_idle_site_makes_at_most_one_request_a_second(tmp_path: Path, debian_package: Callable[..., Path]) -> None:
     """Its worker, its heartbeat and its participation, which waits for another site's long loading."""
     program = debian_package("nginx")

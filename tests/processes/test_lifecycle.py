@@ -35,7 +35,7 @@ from tests.processes.harness import (
     state_of,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.slow
 
 SITES = ("north", "east", "south", "west")
 
