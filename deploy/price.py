@@ -19,8 +19,8 @@ from flows.tables import tables_of
 from ml_tasks.task import Task
 from protocols.contexts import AttemptContext, Purpose, sha256
 from protocols.encoding import CLAMPED, Segment, check_headroom, encode, vector_bytes
+from protocols.history import NO_HISTORY
 from protocols.keys import KEY_BYTES, Consortium, Identity
-from protocols.ledger import EMPTY_LEDGER
 from protocols.masks import Mask, apply_masks
 from protocols.messages import (
     COORDINATOR,
@@ -85,7 +85,7 @@ def message_bytes(plan: Plan, purpose: Purpose, segments: tuple[Segment, ...]) -
     context = AttemptContext(
         purpose, name, round_, 1, plan.digest, keys, rules.threshold, rules.colluding, digest, segments, {}
     )
-    opened = [advertise(identity, consortium, context, (1, EMPTY_LEDGER)) for identity in identities.values()]
+    opened = [advertise(identity, consortium, context, NO_HISTORY) for identity in identities.values()]
     me = identities[plan.sites[0]]
     _, shares = share(me, opened[0][0], AskShare(tuple(advert for _, advert in opened)))
     masked = envelope(me, "masked", digest, COORDINATOR, MaskedVector(digest, vector_bytes(segments)))

@@ -67,15 +67,15 @@ class Session:
     def __post_init__(self) -> None:
         self.identity = self.vault.identity
 
-    def witness(self, site: str, advert: Advert) -> None:
-        """Keep what a site says of its ledger.
+    def witness(self, site: str, context: AttemptContext, advert: Advert) -> None:
+        """Keep what a site's advert says of its past.
 
         Raises:
-            BadMessage: it is an older one than the site has shown before.
+            BadMessage: it contradicts what the site has said before, in this training or another.
         """
         with self.vault.exclusive():
-            if not self.vault.witness(site, advert.ledger_entries, advert.ledger_head):
-                raise BadMessage(site, "advertise", "its ledger is older than one that it has shown")
+            if not self.vault.witness(site, *advert.seen(context)):
+                raise BadMessage(site, "advertise", "its vault was put back: its adverts contradict each other")
 
     def context(self, purpose: Purpose, round_: int, attempt: int) -> AttemptContext:
         """The attempt context of a sum on the current model, which is put on the exchange."""

@@ -149,7 +149,7 @@ def open_roster(context: AttemptContext, adverts: Mapping[str, Asked]) -> Opened
     """Fix U1: the sites with a good advert."""
 
     def check(site: str, answer: tuple[Envelope, ...]) -> Envelope:
-        session(context.training).witness(site, check_advert(context, site, only_message(site, answer)))
+        session(context.training).witness(site, context, check_advert(context, site, only_message(site, answer)))
         return answer[0]
 
     found = gather("advertise", adverts, check, context.threshold)

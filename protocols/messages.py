@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from protocols.contexts import SPEC_VERSION, AttemptContext, Digest, ListOf, SiteName, canonical, sha256
 from protocols.errors import BadMessage
+from protocols.history import History, Past, Seen
 from protocols.keys import Identity, InvalidKey, framed, verify
 
 COORDINATOR = "@coordinator"
@@ -23,6 +24,7 @@ Step = Literal["advertise", "share", "mask", "confirm", "reveal"]
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
 Commitment = Digest
 ShareHex = Annotated[str, Field(pattern=r"^[0-9a-f]{66}$")]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -71,21 +73,49 @@ class Envelope:
         return parse(cls, text, party="unknown", step="envelope")
 
 
-@dataclass(frozen=True, slots=True, config=_STRICT)
+@dataclass(frozen=True, slots=True, kw_only=True, config=_STRICT)
 class Advert:
-    """A site's fresh public keys and the head of its ledger (SPEC 4.1). Kind ``advert``, to everyone.
+    """A site's fresh public keys, and what it says of its past (SPEC 4.1). Kind ``advert``, to everyone.
 
     Attributes:
         mask_key: X25519 public key for pairwise masks, 64 hex digits.
         channel_key: X25519 public key for sealed shares.
-        ledger_entries, ledger_head: how many lines the site's ledger has, and its digest, so that peers can witness
-            that it is never put back.
+        ledger_entries, ledger_head: how many lines the site's ledger has, and its digest.
+        previous_entries, previous_head: the same, as the site's advert before this one said them.
+        answers: how many answers the site has journaled before. With the four above, peers can witness that its vault
+            is never put back.
+        confirmed_sums, confirmed_head: how many sums of this training the site has confirmed, and their digest, so
+            that no receipt can leave one out.
     """
 
     mask_key: Digest
     channel_key: Digest
-    ledger_entries: Annotated[int, Field(ge=0, lt=2**63)]
+    ledger_entries: Count
     ledger_head: Digest
+    previous_entries: Count
+    previous_head: Digest
+    answers: Count
+    confirmed_sums: Count
+    confirmed_head: Digest
+
+    @classmethod
+    def of(cls, mask_key: str, channel_key: str, history: History) -> "Advert":
+        """Put keys and history together."""
+        return cls(mask_key=mask_key, channel_key=channel_key, **asdict(history))
+
+    def seen(self, context: AttemptContext) -> Seen:
+        """What a witness keeps of it, given the attempt that it was made in."""
+        past = Past(
+            self.previous_entries,
+            self.previous_head,
+            self.answers,
+            context.training,
+            context.round,
+            context.attempt,
+            self.confirmed_sums,
+            self.confirmed_head,
+        )
+        return Seen(self.ledger_entries, self.ledger_head, past)
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)

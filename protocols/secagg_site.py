@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from protocols import shamir
 from protocols.contexts import SPEC_VERSION, AttemptContext, check_context, round_context, sha256
 from protocols.errors import BadMessage, BelowThreshold, Refused
+from protocols.history import History
 from protocols.keys import (
     Consortium,
     Entropy,
@@ -97,7 +98,7 @@ def advertise(
     identity: Identity,
     consortium: Consortium,
     context: AttemptContext,
-    ledger: tuple[int, str],
+    history: History,
     entropy: Entropy = system_entropy,
 ) -> tuple[Advertised, Envelope]:
     """Draw two fresh key pairs and sign the public halves (SPEC 4.1).
@@ -106,7 +107,7 @@ def advertise(
         identity: the site's.
         consortium: the pinned keys.
         context: the attempt.
-        ledger: number of lines and head of the site's ledger, this attempt's among them.
+        history: what the advert says of the site's past; its ledger has this attempt's line.
         entropy: gives random bytes.
 
     Raises:
@@ -117,7 +118,7 @@ def advertise(
     if context.sites[identity.name] != identity.public:
         raise Refused(identity.name, "advertise", "the roster gives this site another identity key")
     mask_secret, channel_secret = entropy(SEED_BYTES), entropy(SEED_BYTES)
-    keys = Advert(public_of(mask_secret).hex(), public_of(channel_secret).hex(), *ledger)
+    keys = Advert.of(public_of(mask_secret).hex(), public_of(channel_secret).hex(), history)
     advert = envelope(identity, "advert", context.digest, EVERYONE, keys)
     return Advertised(context, mask_secret, channel_secret, advert), advert
 

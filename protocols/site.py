@@ -87,7 +87,8 @@ def advertise(
             vault.enter(LedgerEntry("reserve" if charge else "joined", context.digest, charge))
 
         def step() -> tuple[State, Answer]:
-            state, advert = secagg_site.advertise(identity, consortium, context, vault.ledger_head, entropy)
+            history = vault.history(context.training)
+            state, advert = secagg_site.advertise(identity, consortium, context, history, entropy)
             return state, (advert,)
 
         return _once(vault, identity, context.digest, "advertise", request, step)
@@ -97,7 +98,7 @@ def share(vault: Vault, consortium: Consortium, request: Envelope, entropy: Entr
     """Deal the shares, once for one roster (SPEC 4.2).
 
     Raises:
-        Refused: for another roster, or one with a site whose ledger was put back.
+        Refused: for another roster, or one with a site whose vault was put back.
         BadMessage, BelowThreshold: as ``secagg_site.share``.
     """
     identity = vault.identity
@@ -108,8 +109,10 @@ def share(vault: Vault, consortium: Consortium, request: Envelope, entropy: Entr
         def step() -> tuple[State, Answer]:
             state, shares = secagg_site.share(identity, _state(Advertised, context, identity, "share"), ask, entropy)
             for peer, advert in state.adverts.items():
-                if not vault.witness(peer, advert.ledger_entries, advert.ledger_head):
-                    raise Refused(identity.name, "share", f"the ledger of {peer} is older than one that it has shown")
+                if not vault.witness(peer, *advert.seen(state.advertised.context)):
+                    raise Refused(
+                        identity.name, "share", f"the vault of {peer} was put back: it has said another thing"
+                    )
             return state, shares
 
         return _once(vault, identity, context.attempt_context, "share", request, step)
@@ -168,6 +171,7 @@ def confirm(vault: Vault, consortium: Consortium, request: Envelope) -> Answer:
 
         def step() -> tuple[State, Answer]:
             state, confirmation = secagg_site.confirm(identity, _state(Masked, context, identity, "confirm"), ask)
+            vault.add_confirmed(context.training, request.context, state.survivors)
             return state, (confirmation,)
 
         return _once(vault, identity, context.attempt_context, "confirm", request, step)

@@ -20,8 +20,10 @@ from typing import Any, Literal
 from protocols.anchor import Anchor
 from protocols.contexts import AttemptContext, sha256
 from protocols.files import private, write_whole
+from protocols.history import NONE_CONFIRMED, History, Past, Seen, next_confirmed
 from protocols.keys import Identity
 from protocols.ledger import EMPTY_LEDGER, LedgerEntry, next_head, read_entry
+from protocols.witness import SCHEMA, adopt, witness
 
 BUSY_TIMEOUT_S = 60.0
 
@@ -43,7 +45,7 @@ CREATE TABLE IF NOT EXISTS journal (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, entry TEXT NOT NULL, head TEXT NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS ledger_context ON ledger (json_extract(entry, '$.context'));
-CREATE TABLE IF NOT EXISTS witnessed (site TEXT PRIMARY KEY, entries INTEGER NOT NULL, head TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS confirmed (training TEXT PRIMARY KEY, sums INTEGER NOT NULL, head TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS anchor (place TEXT NOT NULL, count INTEGER NOT NULL) STRICT;
 """
 
@@ -101,7 +103,7 @@ class Vault:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA secure_delete = ON")
-            self._db.executescript(_SCHEMA)
+            self._db.executescript(_SCHEMA + SCHEMA)
             self._check_anchor()
 
     def close(self) -> None:
@@ -250,16 +252,43 @@ class Vault:
         )
         return [read_entry(line) for (line,) in rows]
 
-    def witness(self, site: str, entries: int, head: str) -> bool:
-        """Keep what a site's advert says of its ledger; false where an advert seen before said more, or another thing.
+    def history(self, training: str) -> History:
+        """What the site's next advert in this training says of its past; its ledger has the advert's line already."""
+        entries, head = self.ledger_head
+        before = self._rows(
+            "SELECT number, head FROM ledger WHERE number < ? "
+            "AND json_extract(entry, '$.kind') IN ('joined', 'reserve') ORDER BY number DESC LIMIT 1",
+            entries,
+        )
+        previous_entries, previous_head = before[0] if before else (0, EMPTY_LEDGER)
+        confirmed_sums, confirmed_head = self._confirmed(training)
+        return History(
+            ledger_entries=entries,
+            ledger_head=head,
+            previous_entries=previous_entries,
+            previous_head=previous_head,
+            answers=self._count,
+            confirmed_sums=confirmed_sums,
+            confirmed_head=confirmed_head,
+        )
 
-        It becomes durable when the exclusive hold ends.
+    def add_confirmed(self, training: str, round_digest: str, survivors: Iterable[str]) -> None:
+        """Chain a sum that the site confirms to those of its training."""
+        sums, head = self._confirmed(training)
+        row = training, sums + 1, next_confirmed(head, round_digest, survivors)
+        self._db.execute("INSERT OR REPLACE INTO confirmed VALUES (?, ?, ?)", row)
+
+    def witness(self, site: str, entries: int, head: str, past: Past | None = None) -> bool:
+        """Keep what a site's advert says; false where no vault that has forgotten nothing can have said it (SPEC 12.8).
+
+        Adverts may be seen in any order. It becomes durable when the exclusive hold ends.
+
+        Args:
+            site: whose advert it is.
+            entries, head: number of lines and head of its ledger.
+            past: what else it says; ``None`` where that is not known.
         """
-        rows = self._rows("SELECT entries, head FROM witnessed WHERE site = ?", site)
-        if rows and (entries < rows[0][0] or (entries == rows[0][0] and head != rows[0][1])):
-            return False
-        self._db.execute("INSERT OR REPLACE INTO witnessed VALUES (?, ?, ?)", (site, entries, head))
-        return True
+        return witness(self._db, site, Seen(entries, head, past))
 
     def masked_path(self, attempt_context: str) -> Path:
         """Where the masked vector of a context lies."""
@@ -283,9 +312,14 @@ class Vault:
     def _count(self) -> int:
         return int(self._rows("SELECT count FROM anchor")[0][0])
 
+    def _confirmed(self, training: str) -> tuple[int, str]:
+        rows = self._rows("SELECT sums, head FROM confirmed WHERE training = ?", training)
+        return rows[0] if rows else (0, NONE_CONFIRMED)
+
     def _check_anchor(self) -> None:
         """Tell whether this vault was restored from a copy; if so, withdraw from every training that it knows."""
         with self.exclusive():
+            adopt(self._db)
             place = self._anchor.place
             known = self._rows("SELECT place, count FROM anchor")
             if not known:
@@ -317,7 +351,7 @@ class Vault:
         rows = self._rows(f"SELECT {columns} FROM contexts WHERE {where}", value)  # noqa: S608 - constants
         return [replace(Context(*row), confirmed=bool(row[7])) for row in rows]
 
-    def _rows(self, query: str, *values: str) -> list[Any]:
+    def _rows(self, query: str, *values: str | int) -> list[Any]:
         """Read under the lock: threads that run one statement of a connection at once fail with "API misuse"."""
         with self._lock:
             return self._db.execute(query, values).fetchall()

@@ -13,6 +13,7 @@ from protocols import site as durable
 from protocols.contexts import sha256
 from protocols.encoding import CLAMPED, Segment, check_headroom, encode, vector_bytes
 from protocols.errors import BadMessage, ProtocolError, Refused, RingTooSmall
+from protocols.history import NO_HISTORY
 from protocols.keys import Identity, public_of
 from protocols.masks import Mask, apply_masks
 from protocols.messages import Advert, AskConfirm, AskMask, AskReveal, AskShare, MaskedVector, Reveal, envelope, parse
@@ -142,7 +143,7 @@ def test_flower_a_relayed_key_is_signed_by_its_owner(tmp_path: Path) -> None:
     """Flower's server relays unsigned keys, and so can put its own in their place."""
     simulator, _ = make(tmp_path)
     signed = adverts(simulator)
-    mine = Advert(public_of(b"m" * 32).hex(), public_of(b"c" * 32).hex(), 0, "0" * 64)
+    mine = Advert.of(public_of(b"m" * 32).hex(), public_of(b"c" * 32).hex(), NO_HISTORY)
     server = Identity("b", simulator.coordinator.secret)
     signed["b"] = envelope(server, "advert", simulator.context.digest, "@everyone", mine)
     with pytest.raises(BadMessage, match=r"^b: advert: the signature does not verify$"):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from protocols import messages
 from protocols.contexts import canonical
 from protocols.errors import BadMessage
+from protocols.history import NO_HISTORY
 from protocols.messages import (
     Advert,
     AskAdvertise,
@@ -76,7 +77,7 @@ def test_hostile_text_is_a_bad_message_with_fixed_text(body: type, text: str) ->
 
 GOOD: dict[type, dict[str, object]] = {
     Envelope: {"kind": "advert", "context": HEX, "sender": "a", "receiver": "b", "body": "{}", "signature": "ab" * 64},
-    Advert: {"mask_key": HEX, "channel_key": HEX, "ledger_entries": 3, "ledger_head": HEX},
+    Advert: {"mask_key": HEX, "channel_key": HEX, **asdict(NO_HISTORY)},
     SealedShare: {"sealed": "ab", "seed_commitment": HEX, "self_commitment": HEX, "key_commitment": HEX},
     MaskedVector: {"vector": HEX, "size": 1},
     Confirmation: {"survivors": ["a"]},

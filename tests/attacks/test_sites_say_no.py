@@ -1,6 +1,6 @@
 """Rule 4: what a site refuses, whatever the coordinator says and whoever signs (SPEC 8)."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +8,8 @@ import pytest
 from protocols.contexts import AttemptContext, sha256
 from protocols.encoding import CLAMPED, Segment
 from protocols.errors import BadMessage, BelowThreshold, ProtocolError, Refused, RingTooSmall
+from protocols.history import NO_HISTORY
 from protocols.keys import Consortium, Identity, public_of
-from protocols.ledger import EMPTY_LEDGER
 from protocols.messages import (
     COORDINATOR,
     Advert,
@@ -183,7 +183,7 @@ def test_attempt_and_round_context_do_not_stand_in_for_each_other(tmp_path: Path
 
 def forge(simulator: Simulator, site: str, **changes: str) -> Envelope:
     keys = {"mask_key": public_of(bytes(32)).hex(), "channel_key": public_of(bytes(32)).hex()}
-    advert = Advert(**{**keys, "ledger_entries": 0, "ledger_head": EMPTY_LEDGER, **changes})
+    advert = Advert(**{**keys, **asdict(NO_HISTORY), **changes})
     return envelope(simulator.vaults[site].identity, "advert", simulator.context.digest, "@everyone", advert)
 
 
@@ -196,7 +196,7 @@ def test_forged_swapped_repeated_and_foreign_adverts(tmp_path: Path) -> None:
     simulator, _ = make(tmp_path)
     signed = adverts(simulator)
     stranger = Identity.generate("stranger")
-    body = Advert("0" * 63 + "9", "0" * 63 + "9", 0, EMPTY_LEDGER)
+    body = Advert.of("0" * 63 + "9", "0" * 63 + "9", NO_HISTORY)
     cases = {
         "b: advert: the signature": replace(signed["b"], body=signed["c"].body),
         "b: advert: the signature does": replace(signed["c"], sender="b"),

@@ -19,8 +19,8 @@ from ml_tasks.tabular import Standardisation
 from protocols import secagg_coordinator, secagg_site
 from protocols.contexts import AttemptContext, Purpose, round_context, sha256
 from protocols.encoding import CLAMPED, Segment, vector_bytes
+from protocols.history import NO_HISTORY
 from protocols.keys import Consortium, Identity
-from protocols.ledger import EMPTY_LEDGER
 from protocols.messages import (
     COORDINATOR,
     EVERYONE,
@@ -81,8 +81,7 @@ class Round:
         random = {site: entropy(f"fuzz/{site}") for site in SITES}
         mine = {site: IDENTITIES[site] for site in SITES}
         self.advertised = {
-            site: secagg_site.advertise(mine[site], CONSORTIUM, CONTEXT, (0, EMPTY_LEDGER), random[site])
-            for site in SITES
+            site: secagg_site.advertise(mine[site], CONSORTIUM, CONTEXT, NO_HISTORY, random[site]) for site in SITES
         }
         self.roster = secagg_coordinator.open_roster(CONTEXT, self._messages(self.advertised))
         ask = AskShare(self.roster.envelopes)
@@ -139,7 +138,7 @@ def receipt() -> Receipt:
 def _evidence(purpose: Purpose, round_: int, model: str) -> Evidence:
     table = tables_of(PLAN, parameters=PARAMETERS, features=FEATURES)[purpose]
     context = replace(CONTEXT, purpose=purpose, round=round_, model=model, segments=table)
-    keys = Advert("09" + "00" * 31, "09" + "00" * 31, 0, EMPTY_LEDGER)
+    keys = Advert.of("09" + "00" * 31, "09" + "00" * 31, NO_HISTORY)
     adverts = tuple(envelope(IDENTITIES[site], "advert", context.digest, EVERYONE, keys) for site in SITES)
     digest = secagg_coordinator.open_roster(context, adverts).round
     said = Confirmation(SITES)

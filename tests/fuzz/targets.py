@@ -47,7 +47,7 @@ from protocols.consortium import ConsortiumError, read_consortium, write_consort
 from protocols.contexts import canonical
 from protocols.encoding import add, check_headroom, integers
 from protocols.errors import BadMessage, ProtocolError, Refused, RingTooSmall
-from protocols.ledger import EMPTY_LEDGER
+from protocols.history import NO_HISTORY
 from protocols.messages import (
     COORDINATOR,
     AskAdvertise,
@@ -190,7 +190,7 @@ def site_step(content: bytes) -> None:
     match kind:
         case "ask/advertise":
             context = parse(AskAdvertise, text, party=COORDINATOR, step=kind).context
-            secagg_site.advertise(identity, fixed.CONSORTIUM, context, (0, EMPTY_LEDGER), random)
+            secagg_site.advertise(identity, fixed.CONSORTIUM, context, NO_HISTORY, random)
         case "ask/share":
             adverts = fixed.signed(parse(AskShare, text, party=COORDINATOR, step=kind).adverts)
             secagg_site.share(identity, now.advertised[me][0], AskShare(adverts), random)

@@ -8,6 +8,7 @@ import pytest
 from protocols import site as durable
 from protocols.contexts import AttemptContext, sha256
 from protocols.errors import Refused
+from protocols.history import NO_HISTORY
 from protocols.keys import public_of
 from protocols.ledger import EMPTY_LEDGER, Charge, LedgerEntry, Owner, charges, check_chain, next_head, unspent
 from protocols.messages import EVERYONE, Advert, AskAdvertise, AskShare, envelope
@@ -125,13 +126,14 @@ def test_a_ledger_that_was_put_back_is_refused_by_whoever_has_seen_a_later_one(t
         context = simulator.at(number, 1)
         sent = adverts(simulator, context, "bcde")
         a = envelope(simulator.vaults["a"].identity, "advert", context.digest, EVERYONE, put_back(entries))
-        with pytest.raises(Refused, match="the ledger of a is older than one that it has shown"):
+        with pytest.raises(Refused, match="the vault of a was put back"):
             simulator.ask("b", "share", context.digest, AskShare((a, *sent.values())))
 
 
 def put_back(entries: int) -> Advert:
     """What a site advertises whose ledger is an earlier one, or as long as it was and another."""
-    return Advert(public_of(bytes([9] * 32)).hex(), public_of(bytes([8] * 32)).hex(), entries, sha256("put back"))
+    history = replace(NO_HISTORY, ledger_entries=entries, ledger_head=sha256("put back"))
+    return Advert.of(public_of(bytes([9] * 32)).hex(), public_of(bytes([8] * 32)).hex(), history)
 
 
 def test_witnesses_go_on_with_a_ledger_that_goes_on_also_after_a_restart(tmp_path: Path) -> None:

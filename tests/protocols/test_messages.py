@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from protocols.contexts import canonical, sha256
 from protocols.errors import BadMessage
+from protocols.history import NO_HISTORY
 from protocols.keys import Identity
 from protocols.messages import (
     COORDINATOR,
@@ -33,7 +34,7 @@ from tests.vectors.load import own
 
 ANN = Identity("ann", bytes(range(32)))
 CONTEXT = sha256("a context")
-ADVERT = Advert(sha256("mask"), sha256("channel"), 7, sha256("ledger"))
+ADVERT = Advert.of(sha256("mask"), sha256("channel"), replace(NO_HISTORY, ledger_entries=7))
 MESSAGE = envelope(ANN, "advert", CONTEXT, EVERYONE, ADVERT)
 EXPECTED = {"key": ANN.public, "kind": "advert", "context": CONTEXT, "sender": "ann", "receiver": EVERYONE}
 OF_THE_ROUND = [Envelope(**sent) for kind in own("round_of_4_one_dropped")["envelopes"].values() for sent in kind]

@@ -14,8 +14,8 @@ from protocols import secagg_coordinator, secagg_site
 from protocols.contexts import AttemptContext, sha256
 from protocols.encoding import CLAMPED, Segment, add, encode, vector_bytes
 from protocols.errors import BadMessage, BelowThreshold
+from protocols.history import NO_HISTORY
 from protocols.keys import Consortium, Identity
-from protocols.ledger import EMPTY_LEDGER
 from protocols.messages import COORDINATOR, AskConfirm, AskMask, AskReveal, AskShare, Envelope, Reveal, envelope
 from protocols.secagg_coordinator import Dealings
 from protocols.secagg_site import Masked, Shared
@@ -41,8 +41,7 @@ def dealt(sites: int, threshold: int, segments: tuple[Segment, ...]) -> Dealt:
     consortium = Consortium(Identity.generate(COORDINATOR).public, keys)
     context = AttemptContext("training", "trial", 1, 1, sha256("p"), keys, threshold, 1, sha256("m"), segments, {})
     advertised = {
-        name: secagg_site.advertise(identity, consortium, context, (0, EMPTY_LEDGER))
-        for name, identity in identities.items()
+        name: secagg_site.advertise(identity, consortium, context, NO_HISTORY) for name, identity in identities.items()
     }
     roster = secagg_coordinator.open_roster(context, (advert for _, advert in advertised.values()))
     shared = {

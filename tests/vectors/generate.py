@@ -21,6 +21,7 @@ from protocols import secagg_coordinator, secagg_site, shamir
 from protocols.contexts import AttemptContext, canonical, round_context, sha256
 from protocols.encoding import CLAMPED, Segment, encode, integers
 from protocols.gaussian import discrete_gaussian, tail
+from protocols.history import NO_HISTORY, NONE_CONFIRMED, next_confirmed
 from protocols.keys import KEY_BYTES, Consortium, Entropy, Identity, framed, public_of
 from protocols.ledger import EMPTY_LEDGER, Charge, LedgerEntry, next_head
 from protocols.masks import Mask, apply_masks
@@ -74,6 +75,13 @@ def digest_vectors() -> dict[str, Any]:
             "digest": round_context(context.digest, adverts),
         },
         "empty_ledger": EMPTY_LEDGER,
+        "no_confirmed_sum": NONE_CONFIRMED,
+        "confirmed_sum": {
+            "before": NONE_CONFIRMED,
+            "round": context.digest,
+            "survivors": ["ann", "bob", "cat"],
+            "head": next_confirmed(NONE_CONFIRMED, context.digest, ("cat", "ann", "bob")),
+        },
         "commitments": [
             {
                 "round": context.digest,
@@ -110,7 +118,7 @@ def mask_vectors() -> dict[str, Any]:
     """Pair and self mask seeds, and the first 64 bytes of masks in each ring."""
     round_digest = sha256("a round")
     secrets = {site: entropy(f"mask secret {site}")(32) for site in ("ann", "bob")}
-    adverts = {site: Advert(public_of(secret).hex(), "00" * 32, 0, EMPTY_LEDGER) for site, secret in secrets.items()}
+    adverts = {site: Advert.of(public_of(secret).hex(), "00" * 32, NO_HISTORY) for site, secret in secrets.items()}
     pairs = {
         site: secagg_site.pair_mask(secrets[site], site, peer, adverts[peer], round_digest)
         for site, peer in (("ann", "bob"), ("bob", "ann"))
@@ -163,7 +171,7 @@ def round_vectors(label: str, sites: Sequence[str], dropped: Sequence[str], *, t
 
     ask("advertise", context.digest, sites, lambda _: AskAdvertise(context))
     advertised = {
-        site: secagg_site.advertise(identities[site], consortium, context, (0, EMPTY_LEDGER), randomness[site])
+        site: secagg_site.advertise(identities[site], consortium, context, NO_HISTORY, randomness[site])
         for site in sites
     }
     messages["advert"] = [advert for _, advert in advertised.values()]

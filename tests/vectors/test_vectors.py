@@ -102,6 +102,10 @@ def test_contexts_and_commitments_follow_from_the_formulas_of_the_spec() -> None
     adverts = sorted(bytes.fromhex(advert) for advert in round_["adverts"])
     assert digest("round context", context["digest"], *adverts) == round_["digest"]
     assert digest("empty ledger") == given["empty_ledger"]
+    assert digest("no confirmed sum") == given["no_confirmed_sum"]
+    confirmed = given["confirmed_sum"]
+    parts = confirmed["before"], confirmed["round"], *confirmed["survivors"]
+    assert digest("confirmed sum", *parts) == confirmed["head"]
     for case in given["commitments"]:
         parties = case["round"], case["what"], case["dealer"], case["receiver"]
         assert digest("commitment", *parties, bytes.fromhex(case["secret"])) == case["commitment"]
