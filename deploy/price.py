@@ -91,7 +91,7 @@ def message_bytes(plan: Plan, purpose: Purpose, segments: tuple[Segment, ...]) -
     masked = envelope(me, "masked", digest, COORDINATOR, MaskedVector(digest, vector_bytes(segments)))
     confirmation = envelope(me, "confirmation", digest, EVERYONE, Confirmation(plan.sites))
     revealed = Reveal({site: "0" * 2 * SHARE_BYTES for site in plan.sites}, {})
-    done = [envelope(me, "done", digest, COORDINATOR, Done(0.1 + 0.2)) for _ in work_of(plan, purpose)]
+    done = [envelope(me, "done", digest, COORDINATOR, Done()) for _ in work_of(plan, purpose)]
     sent = [opened[0][1], *shares, masked, confirmation, envelope(me, "reveal", digest, COORDINATOR, revealed), *done]
     return sum(len(message.to_json()) for message in sent)
 

@@ -4,7 +4,7 @@ import json
 import secrets
 import shlex
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from flows.collect import Unfinished
 from flows.engine import patient_engine
 from flows.federated_training import federated_training
 from flows.local import open_consortium
+from flows.local_work import InProcess
 from flows.model import GlobalModel
 from flows.plan import Plan, PlanError, read_plan
 from flows.policy import load_task
@@ -33,13 +34,14 @@ from flows.privacy import check_privacy
 from flows.report import Report
 from flows.session import Session, opened
 from flows.tables import first_model, tables_of
+from flows.workshop import WorkFailed, Workshop
 from ml_tasks.averaging import load_vector, vector_parts
 from ml_tasks.baselines import baseline, pool
 from ml_tasks.task import Task
 from ml_tasks.training import LocalTraining, initial_vector
 from protocols.consortium import write_consortium
 from protocols.encoding import check_headroom
-from protocols.errors import BadInput, BelowThreshold, ProtocolError, Refused, RingTooSmall
+from protocols.errors import BadInput, BelowThreshold, ProtocolError, Refused, RingTooSmall, TooManyFailed
 from protocols.files import write_whole
 from protocols.receipt import Tensor, sign_receipt
 
@@ -79,13 +81,14 @@ def start(path: Path | None, overrides: tuple[str, ...], options: Options) -> No
         Failure: whatever went wrong, as one line and an exit code; bad input before the first round leaves no folder.
     """
     plan, task, vector = prepare(lambda: read_plan(path or EXAMPLE, overrides), options)
+    workshops = check_data(plan, options)
     training = f"{plan.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = runs_folder() / training
     folder.mkdir(parents=True)
     write_whole(folder / "plan.json", plan.to_json().encode())
     checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, first_model(plan, task.features, vector))
     try:
-        train(folder, plan, task, checkpoint, options)
+        train(folder, plan, task, checkpoint, options, workshops)
     except Failure as failure:
         if isinstance(failure.__context__, BadInput) and checkpoint.record("training", 1) is None:
             shutil.rmtree(folder)
@@ -112,7 +115,7 @@ def resume(folder: Path, path: Path | None, overrides: tuple[str, ...], options:
         checkpoint = Checkpoint.resume(folder / "checkpoint", plan, parameters=vector.size, features=len(task.features))
     except CheckpointError as error:
         raise Failure(str(error), REFUSED) from None
-    train(folder, plan, task, checkpoint, options)
+    train(folder, plan, task, checkpoint, options, check_data(plan, options))
 
 
 def prepare(read: Callable[[], Plan], options: Options) -> tuple[Plan, Task, NDArray[np.float32]]:
@@ -159,14 +162,32 @@ def first_vector(task: Task, plan: Plan) -> NDArray[np.float32]:
     return vector
 
 
-def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options: Options) -> None:
+def check_data(plan: Plan, options: Options) -> dict[str, Workshop]:
+    """Read every site's data and try the task on them; returns the workshops, which have the data now.
+
+    Raises:
+        Failure: with exit code 2: the first reason of each site whose data and task do not fit.
+    """
+    workshops: dict[str, Workshop] = {site: InProcess(plan, site, options.data) for site in plan.sites}
+    try:
+        found = {site: workshop.check(plan.deadlines.train_s) for site, workshop in workshops.items()}
+    except WorkFailed as error:
+        raise Failure(f"the data cannot be checked: {error}", REFUSED) from None
+    if wrong := [f"{site}: {reasons[0]}" for site, reasons in found.items() if reasons]:
+        raise Failure("; ".join(wrong), REFUSED)
+    return workshops
+
+
+def train(
+    folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options: Options, workshops: Mapping[str, Workshop]
+) -> None:
     """Run a training to its end; report and save what it gives.
 
     Raises:
         Failure: as ``start``.
     """
     screen, training = Screen(plan, task, folder), checkpoint.progress.training
-    with closing(checkpoint), closing(open_consortium(folder, plan, options.data)) as local:
+    with closing(checkpoint), closing(open_consortium(folder, plan, options.data, workshops)) as local:
         live = Session(
             training,
             plan,
@@ -187,6 +208,9 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
             raise Failure(f"{error}. Go on with: {shlex.join(again)}", FAILED) from None
         except (BadInput, Refused, CheckpointError) as error:
             raise Failure(str(error), REFUSED) from None
+        except TooManyFailed as error:
+            reasons = "; ".join(f"{site}: {reason}" for site, reason in local.failures(training).items())
+            raise Failure(f"{error.party}: {error.step}: {reasons or error.reason}", FAILED) from None
         except ProtocolError as error:
             raise Failure(f"{error}: this training cannot go on", FAILED) from None
     save_model(folder / report.model, task, checkpoint.model)

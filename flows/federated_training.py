@@ -25,7 +25,7 @@ from flows.secure_round import PROTOCOLS, Outcome
 from flows.session import session
 from flows.steps import Asked, gather, named, only_message, step
 from protocols.contexts import Purpose
-from protocols.errors import BelowThreshold, Refused
+from protocols.errors import BelowThreshold, Refused, TooManyFailed
 from protocols.messages import COORDINATOR, Envelope, open_body
 
 AWAY_S = 30.0
@@ -44,15 +44,17 @@ def run_training(training: str, plan: Plan) -> Report:
     """Train the plan's model across its sites; every sum is a secure one.
 
     Raises:
-        BadInput: a site's data or training are at fault.
+        BadInput: a site cannot use the plan or the task.
         Refused: fewer than ``min_sites`` have joined.
+        TooManyFailed: more sites' local work failed than the plan allows.
         BelowThreshold: too few sites, in ``max_attempts`` attempts.
         Unfinished: a confirmed round could not be finished.
     """
     live = session(training)
     try:
         joins: Joins = {site: join.submit(training, site) for site in plan.sites}
-        live.checkpoint.monitor(call_roll.submit(training, joins).result())
+        call_roll.submit(training, joins).result()
+        live.checkpoint.monitor(live.task.monitored)
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # of the rounds: their ends wait for it
             for purpose, number in sums(plan, len(live.task.features)):
                 joins = take_in(training, joins)
@@ -125,11 +127,28 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
         outcome.faults,
         outcome.clamped,
         live.epsilon_with(purpose, attempt),
+        outcome.failed,
     )
     live.checkpoint.commit(plan, record, outcome.concluded.model, outcome.evidence)
     if (incoming := outcome.evidence.context.model) != live.checkpoint.progress.model:
         live.discard(incoming)
     live.observe(record)
+    check_failed(plan, record)
+
+
+def check_failed(plan: Plan, record: RoundRecord) -> None:
+    """Stop a training in which more sites' local work failed than its plan allows; the sum itself stands.
+
+    Raises:
+        TooManyFailed: with their number: whose it was, the sum does not say.
+    """
+    if record.failed > plan.max_failed:
+        raise TooManyFailed(
+            "coordinator",
+            record.purpose,
+            f"the local work of {record.failed} of {len(record.survivors)} sites failed, the plan allows "
+            f"{plan.max_failed} (max_failed): ask every site's data steward to look at fedseal site status",
+        )
 
 
 @step("{purpose}[{number}.{attempt}]")
@@ -141,7 +160,7 @@ def run_round(training: str, protocol: str, purpose: Purpose, number: int, attem
 
 @step("join[{site}]")
 def join(training: str, site: str) -> Any:
-    """Ask a site to agree to the plan and to load its data; wait for its data steward, if it has to be."""
+    """Ask a site to agree to the plan; wait for its data steward, if it has to be."""
     live = session(training)
     context, body = join_context(training, live.plan.digest), AskJoin(training, live.plan.to_json())
     deadline = time.monotonic() + live.plan.deadlines.join_s
@@ -155,11 +174,11 @@ def join(training: str, site: str) -> Any:
 
 
 @step("joined")
-def call_roll(training: str, answers: Mapping[str, Asked]) -> str:
-    """Check that enough sites have agreed to this very plan; gives the name of the examples that rounds measure.
+def call_roll(training: str, answers: Mapping[str, Asked]) -> tuple[str, ...]:
+    """Check that enough sites have agreed to this very plan; returns which.
 
     Raises:
-        BadInput: a site's data are at fault.
+        BadInput: a site cannot use the plan or the task.
         Refused: naming each site that has not joined, and why.
     """
     live = session(training)
@@ -179,7 +198,7 @@ def call_roll(training: str, answers: Mapping[str, Asked]) -> str:
         found = gather("join", answers, check, live.plan.min_sites)
     except BelowThreshold as below:
         raise Refused("coordinator", "join", below.reason) from None
-    return "/".join(sorted({joined.monitored for joined in found.present.values()}))
+    return found.sites
 
 
 @step("leave[{site}]")

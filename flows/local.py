@@ -16,7 +16,8 @@ from flows.exchange import Exchange
 from flows.logs import keep_log
 from flows.plan import Plan
 from flows.policy import Policy
-from flows.site import Answer, Site
+from flows.site import Answer, Site, in_process
+from flows.workshop import Workshop, Workshops
 from protocols.keys import Consortium, Identity
 from protocols.messages import COORDINATOR, Envelope
 from protocols.vault import Vault
@@ -71,16 +72,26 @@ class LocalConsortium:
         self.sites.close()
         self.vault.close()
 
+    def failures(self, training: str) -> dict[str, str]:
+        """Why local work failed last, by site: here one person is all sites, and everything is shown."""
+        return {name: site.failures[training] for name, site in self.sites.sites.items() if training in site.failures}
+
     @property
     def coordinator(self) -> Identity:
         """The coordinator's identity."""
         return self.vault.identity
 
 
-def open_consortium(folder: Path, plan: Plan, data: Path | None) -> LocalConsortium:
+def open_consortium(
+    folder: Path, plan: Plan, data: Path | None, made: Mapping[str, Workshop] | None = None
+) -> LocalConsortium:
     """Found a local consortium for ``plan`` in ``folder``, or open the one that is there.
 
-    Every site finds its data set in ``data``.
+    Args:
+        folder: the run's.
+        plan: names sites, task and data set.
+        data: where every site finds its data set.
+        made: a workshop of this plan for each site, which has the data already; made where it is needed otherwise.
     """
     vaults = {site: _open_vault(folder / "sites" / site, site) for site in plan.sites}
     keeper = _open_vault(folder / "coordinator", COORDINATOR)
@@ -88,10 +99,22 @@ def open_consortium(folder: Path, plan: Plan, data: Path | None) -> LocalConsort
     exchange = Exchange(f"file://{folder.absolute()}/exchange")
     policy = Policy(tasks=[plan.task], protocols=[plan.protection.protocol])
     folders = {} if data is None else {plan.data: data}
-    sites = {site: Site(vault, consortium, exchange, folders, policy) for site, vault in vaults.items()}
+    workshops = _prefer(plan, made or {})
+    sites = {
+        site: Site(vault, consortium, exchange, folders, policy, workshops=workshops) for site, vault in vaults.items()
+    }
     for site, vault in vaults.items():
         keep_log(f"fedseal.site.{site}", vault.folder / "site.log")
     return LocalConsortium(keeper, consortium, exchange, LocalSites(sites))
+
+
+def _prefer(plan: Plan, made: Mapping[str, Workshop]) -> Workshops:
+    """Give the workshops that were made for this plan, and new ones for any other."""
+
+    def workshop(asked: Plan, site: str, folder: Path | None) -> Workshop:
+        return made[site] if asked == plan and site in made else in_process(asked, site, folder)
+
+    return workshop
 
 
 def _open_vault(folder: Path, name: str) -> Vault:

@@ -1,8 +1,6 @@
 """The messages beside the protocol's own: joining a training, local work, the plain sum (SPEC 5.3)."""
 
-from typing import Annotated, Literal
-
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 
 from protocols.contexts import SPEC_VERSION, AttemptContext, Digest, TrainingName, sha256
@@ -20,15 +18,9 @@ class AskJoin:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Joined:
-    """A site has agreed to the plan with this digest. Kind ``joined``.
-
-    Attributes:
-        plan: the digest.
-        monitored: the examples that its rounds' metrics are measured on: ``train`` or ``validation``.
-    """
+    """A site has agreed to the plan with this digest. Kind ``joined``."""
 
     plan: Digest
-    monitored: Literal["train", "validation"]
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -40,9 +32,7 @@ class AskWork:
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Done:
-    """The work is done and its result kept at the site; how long it took. Kind ``done``."""
-
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    """The work has ended, well or not: which, and how long it took, stays at the site (SPEC 1). Kind ``done``."""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)

@@ -1,5 +1,6 @@
 """The global model as it travels: parameters and standardisation in one safetensors file (SPEC 5.4)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,12 +8,17 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from ml_tasks.tabular import Standardisation
+from ml_tasks.tabular import Standardisation, least_scale
 from protocols.errors import BadMessage
 from protocols.messages import COORDINATOR
 
 HEADER_BYTES = 4096
 """More than the safetensors header of the four arrays and the clip take."""
+
+MOST_ENTRY = 1e9
+"""Larger entries are in no model that has learnt something; what they overflow to would depend on the data."""
+_ROUNDED = 1e-5
+"""What a mean or a scale may lose in float32, in parts."""
 
 
 def shelf(training: str) -> str:
@@ -66,3 +72,26 @@ class GlobalModel:
             raise BadMessage(COORDINATOR, "model", "the model's clip is not above 0")
         scaling = Standardisation(arrays["mean"], arrays["scale"]) if "mean" in arrays else None
         return cls(arrays["vector"], scaling, arrays.get("clip"))
+
+
+def check_model(model: GlobalModel, bounds: Sequence[tuple[float, float]]) -> None:
+    """Check a model for what it says itself, which is public: a site works on no other (SPEC 5.4).
+
+    Args:
+        model: the incoming one, of the task's shapes.
+        bounds: of each feature, (low, high).
+
+    Raises:
+        BadMessage: naming the coordinator: an entry is beyond 1e9, a mean beyond its feature's bounds, or a scale
+            smaller than any that a sum of moments can give.
+    """
+    if model.vector.size and float(np.abs(model.vector).max()) > MOST_ENTRY:
+        raise BadMessage(COORDINATOR, "model", f"an entry of the model is beyond {MOST_ENTRY:g}: it has diverged")
+    if model.standardisation is None:
+        return
+    for mean, scale, (low, high) in zip(model.standardisation.mean, model.standardisation.scale, bounds, strict=True):
+        slack = _ROUNDED * max(abs(low), abs(high))
+        if not low - slack <= mean <= high + slack:
+            raise BadMessage(COORDINATOR, "model", "a mean is beyond its feature's bounds")
+        if not scale >= (1 - _ROUNDED) * least_scale(low, high):
+            raise BadMessage(COORDINATOR, "model", "a scale is smaller than its feature's bounds allow")

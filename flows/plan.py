@@ -78,6 +78,10 @@ class Protection(_Part):
         title="Most examples at a site",
         description="Public bound on a site's number of examples.",
     )
+    timing: Literal["free", "fixed"] = Field(
+        default="free",
+        description="fixed: a site answers local work when deadlines.train_s has passed, however long it took.",
+    )
     update: UpdateRing = Field(
         default_factory=UpdateRing, title="Ring of the update", description="The ring of the model update."
     )
@@ -211,6 +215,12 @@ class Plan(_Part):
         le=100,
         title="Attempts at a round",
         description="Attempts at a round before the training fails.",
+    )
+    max_failed: int = Field(
+        default=0,
+        ge=0,
+        title="Most failed sites",
+        description="Sites whose local work may fail in a round; with more the training stops after the sum.",
     )
     local: LocalSteps = Field(default_factory=LocalSteps, title="Local training", description="Local training.")
     protection: Protection = Field(default_factory=Protection, description="Secure aggregation.")

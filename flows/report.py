@@ -18,6 +18,7 @@ class RoundRecord:
         train_s: the slowest site's local work; total_s: the whole of it, in seconds.
         bytes_per_site: the most that any site has sent.
         faults: whom ``unmask`` blamed and set aside.
+        failed: sites in the sum whose local work gave nothing; 0 where the sum is noised.
         clamped: values that the sites clamped to their range, in all; 0 where they are noised.
         epsilon: of the training so far, at the plan's delta; None without privacy.
     """
@@ -34,6 +35,7 @@ class RoundRecord:
     faults: tuple[str, ...] = ()
     clamped: int = 0
     epsilon: float | None = None
+    failed: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The record in the form of the report; ``secure`` is what the round took beyond its slowest local work."""
@@ -49,6 +51,7 @@ class RoundRecord:
             "bytes_per_site": self.bytes_per_site,
             "faults": list(self.faults),
             "clamped": self.clamped,
+            "failed": self.failed,
         }
 
 

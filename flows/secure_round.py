@@ -1,12 +1,13 @@
 """One secure sum as a Prefect flow: its picture in the UI is the documentation of the protocol (SPEC 4, 6.2).
 
-    advertise[s] ─► roster ─► share[s] ─► inboxes ─┐
-    train[s] ──────────────────────────────────────┼─► mask[s] ─► survivors ─► confirm[s] ─► quorum ─┐
-    evaluate[s] (the incoming model) ──────────────┘                                                 │
-                                                              average ◄─ unmask ◄─ reveal[s] ◄───────┘
+    advertise[s] ┬─► roster ─► share[s] ─► inboxes ─┐
+                 ├─► train[s] ──────────────────────┼─► mask[s] ─► survivors ─► confirm[s] ─► quorum ─┐
+                 └─► evaluate[s] ───────────────────┘                                                 │
+                                                               average ◄─ unmask ◄─ reveal[s] ◄───────┘
 
-The key steps run beside the local work. An edge is a data dependency; one that follows from others is not drawn: a
-value that is already there is passed as ``quote``, which Prefect does not track.
+``evaluate`` measures the incoming model. A site works only for an attempt that it has advertised, and so entered into
+its ledger; the other key steps run beside the local work. An edge is a data dependency; one that follows from others
+is not drawn: a value that is already there is passed as ``quote``, which Prefect does not track.
 """
 
 import time
@@ -60,6 +61,7 @@ class Outcome:
     dropped: Mapping[str, str]
     faults: tuple[str, ...]
     clamped: int
+    failed: int
     train_s: float
     bytes_per_site: int
 
@@ -106,8 +108,8 @@ def until_masked(training: str, context: AttemptContext) -> PrefectFuture[Surviv
         BelowThreshold: too few sites.
         BadInput: a site's data or training are at fault.
     """
-    work = start_work(training, context)
-    adverts = {site: advertise.submit(training, site, quote(context)) for site in work}
+    adverts = {site: advertise.submit(training, site, quote(context)) for site in sorted(context.sites)}
+    work = start_work(training, context, adverts)
     opened = open_roster.submit(quote(context), adverts)
     shares = {site: share.submit(training, site, opened) for site in opened.result().roster.sites}
     dealt = fill_inboxes.submit(quote(opened.result()), shares)
@@ -124,7 +126,7 @@ def plain_round(training: str, purpose: Purpose, round: int, attempt: int) -> Ou
         BadInput: a site's data or training are at fault.
     """
     context = session(training).context(purpose, round, attempt)
-    work = start_work(training, context)
+    work = start_work(training, context, dict.fromkeys(context.sites))
     submitted = {site: submit.submit(training, site, quote(context), done) for site, done in work.items()}
     added = add_submitted.submit(training, quote(context), submitted)
     total, found = added.result()
@@ -139,12 +141,14 @@ PROTOCOLS = {"secagg": secure_round, "plain": plain_round}
 """The flow of each protocol that a plan can name."""
 
 
-def start_work(training: str, context: AttemptContext) -> dict[str, list[PrefectFuture[Asked]]]:
-    """Start the local work at every invited site."""
-    sites = sorted(context.sites)
+def start_work(
+    training: str, context: AttemptContext, adverts: Mapping[str, PrefectFuture[Asked] | None]
+) -> dict[str, list[PrefectFuture[Asked]]]:
+    """Start the local work at every invited site, once it has advertised where the protocol has it advertise."""
+    works = work_of(session(training).plan, context.purpose)
     return {
-        site: [do.submit(training, site, quote(context)) for do in work_of(session(training).plan, context.purpose)]
-        for site in sites
+        site: [work.submit(training, site, quote(context), advert) for work in works]
+        for site, advert in sorted(adverts.items())
     }
 
 
@@ -180,4 +184,4 @@ def outcome(
 ) -> Outcome:
     """Put together what a finished round tells of itself."""
     clamped = 0 if evidence.context.noise else int(total.values[CLAMPED][0])  # noised, it says nothing
-    return Outcome(concluded, evidence, absent, total.faults, clamped, train_s, sent)
+    return Outcome(concluded, evidence, absent, total.faults, clamped, total.failed, train_s, sent)

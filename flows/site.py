@@ -1,81 +1,57 @@
 """What a site runs: it answers the coordinator's signed requests, one function a step (SPEC 6).
 
-The protocol's steps are ``protocols.site``'s. Local work (moments, training, evaluation) stays in the vault's folder
-until ``mask`` reads it: training code is handed no exchange, only ``mask`` writes there. Whatever goes wrong leaves
-as a signed refusal with safe text; the details stay in the site's own log.
+The protocol's steps are ``protocols.site``'s; ``flows.joining`` decides what the site agrees to. Local work is done in
+a workshop and its result stays in the vault's folder until ``mask`` reads it: training code is handed no exchange.
+
+What leaves before a masked vector is a function of public things and of the data steward's decisions alone (SPEC 1):
+local work always ends in the same ``done``, and what failed in it makes the site contribute nothing to the sum, where
+it is counted. Whatever else goes wrong leaves as a signed refusal with safe text; the details stay in the site's log.
 """
 
 import hashlib
 import io
 import logging
 import shutil
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from flows.exchange import Exchange, ExchangeAway
+from flows.joining import UNREAD, Agreed, contexts_of, join, read_plan_of
 from flows.messages import AskFinish, AskJoin, AskWork, Done, Joined, join_context
-from flows.model import HEADER_BYTES, GlobalModel, shelf
-from flows.plan import Plan, PlanError, make_plan, plan_digest
-from flows.policy import Policy, check_policy, load_task
-from flows.privacy import afford, alone, charge_of, charges_of, check_plan_kept, check_privacy, fingerprint, shares_of
+from flows.model import HEADER_BYTES, GlobalModel, check_model, shelf
+from flows.plan import Plan, PlanError, plan_digest
+from flows.policy import Policy
+from flows.privacy import afford, charge_of, check_plan_kept, shares_of
 from flows.tables import (
-    clip_of,
-    clipped_values,
-    count_values,
+    FAILED,
     rotation_seed,
     rounding_key,
     segments_of,
-    training_seed,
-    training_values,
+    subset_seed,
     turned,
 )
-from ml_tasks import tabular, training
-from ml_tasks.private import clipped_sum, count_units, one_each, private_steps
-from ml_tasks.task import DataError, SiteData, Task
-from ml_tasks.training import LocalTraining
+from flows.workshop import Values, WorkFailed, WorkOrder, Workshops, steps_of, zeros
 from protocols import plain
 from protocols import site as protocol
-from protocols.contexts import AttemptContext, check_context
-from protocols.encoding import decode, encode
-from protocols.errors import BadInput, Pending, ProtocolError, Refused
+from protocols.contexts import SPEC_VERSION, AttemptContext, Purpose, check_context
+from protocols.encoding import CLAMPED, Segment, encode
+from protocols.errors import BadInput, ProtocolError, Refused
 from protocols.files import is_full, write_whole
-from protocols.keys import KEY_BYTES, Consortium, system_entropy
+from protocols.keys import KEY_BYTES, Consortium, derive, framed, system_entropy
 from protocols.ledger import Charge, LedgerEntry
-from protocols.messages import COORDINATOR, AskAdvertise, Body, Envelope, Refusal, envelope, open_body, parse
-from protocols.privacy.noise import add_noise
-from protocols.privacy.sampling import poisson_sample
+from protocols.messages import COORDINATOR, AskAdvertise, Body, Envelope, Refusal, envelope, open_body
 from protocols.rotation import rotate
-from protocols.vault import Context, Decision, Vault
+from protocols.vault import Context, Vault
+
+if TYPE_CHECKING:
+    from flows.local_work import InProcess
 
 Answer = tuple[Envelope, ...]
-Values = dict[str, NDArray[np.floating]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Agreed:
-    """A training that this site has joined: plan, task, its own examples, and the length of the model vector.
-
-    ``content`` is the examples' fingerprint, which the ledger knows them by.
-    """
-
-    plan: Plan
-    task: Task
-    data: SiteData
-    parameters: int
-    content: str
-
-    @property
-    def private(self) -> bool:
-        """Whether its sums are noised."""
-        return self.plan.privacy.unit != "none"
-
-
-Work = Callable[[Agreed, AttemptContext, GlobalModel], Values]
 
 
 class Site:
@@ -88,6 +64,10 @@ class Site:
         data: the folder of each data set by name.
         policy: what may run here.
         only: the one training that this process answers in; ``None`` for any.
+        workshops: makes the workshop of each training; by default one in this process.
+
+    Attributes:
+        failures: why local work failed last, by training; for this site's people, and for local mode.
     """
 
     def __init__(
@@ -98,6 +78,7 @@ class Site:
         data: dict[str, Path],
         policy: Policy,
         only: str | None = None,
+        workshops: Workshops | None = None,
     ) -> None:
         self.vault = vault
         self.identity = vault.identity
@@ -106,6 +87,9 @@ class Site:
         self._data = data
         self._policy = policy
         self._only = only
+        self._workshops = workshops or in_process
+        self._at_work = threading.Lock()
+        self.failures: dict[str, str] = {}
         self._log = logging.getLogger(f"fedseal.site.{self.identity.name}")
         self._trainings: dict[str, Agreed] = {}
         self._steps: dict[str, Callable[[Envelope], Answer]] = {
@@ -131,13 +115,9 @@ class Site:
             return self._steps[request.kind](request)
         except ProtocolError as error:
             return self._refuse(request, type(error).__name__, error.reason)
-        except DataError as error:
-            return self._refuse(request, BadInput.__name__, str(error))
         except PlanError as error:
             self._log.warning("%s", error)
             return self._refuse(request, BadInput.__name__, "plan or task cannot be used here; the site's log says why")
-        except FloatingPointError:
-            return self._refuse(request, BadInput.__name__, "training diverged: the update holds NaN or infinity")
         except ExchangeAway as error:
             return self._refuse(request, "Failed", error.reason)
         # A task may raise what is no Exception too. Prefect would keep its text, which could hold a record, and nobody
@@ -154,9 +134,10 @@ class Site:
         Raises:
             ExchangeAway: its objects may still be on the exchange.
         """
+        if (agreed := self._trainings.pop(training_name, None)) is not None:
+            agreed.workshop.stop()
         protocol.finish(self.vault, training_name)
         self._clear_work(training_name)
-        self._trainings.pop(training_name, None)
 
     def _refuse(self, request: Envelope, error: str, reason: str) -> Answer:
         step = request.kind.removeprefix("ask/")
@@ -185,61 +166,27 @@ class Site:
         ask = self._open(AskJoin, request, lambda ask: join_context(ask.training, plan_digest(ask.plan)))
         if self._only not in (None, ask.training):
             raise Refused(self.identity.name, "join", "this participation is in another training")
-        plan = make_plan(parse(dict[str, object], ask.plan, party=COORDINATOR, step="join"), source="plan")
-        if plan.to_json() != ask.plan:
-            raise Refused(self.identity.name, "join", "the plan does not read as the coordinator's: versions differ")
-        check_policy(self._policy, plan, self.identity.name)
-        self._check_decision(ask.training, plan)
-        agreed = self._load(plan)
-        self._check_budget(ask.training, agreed)
-        if not self.vault.agree(ask.training, plan.digest):
-            raise Refused(self.identity.name, "join", "this site agreed to another plan for this training")
+        plan = read_plan_of(ask.plan, self.identity.name)
+        agreed = join(
+            self.identity.name,
+            plan,
+            ask.training,
+            policy=self._policy,
+            vault=self.vault,
+            data=self._data,
+            workshops=self._workshops,
+        )
+        if (before := self._trainings.pop(ask.training, None)) is not None:
+            before.workshop.stop()
         self._trainings[ask.training] = agreed
-        return (self._reply(request, "joined", Joined(plan.digest, agreed.data.monitored[0])),)
-
-    def _check_decision(self, training_name: str, plan: Plan) -> None:
-        """Refuse what the data steward has withdrawn from, or has still to approve of."""
-        me, known = self.identity.name, self.vault.decision(training_name)
-        if known is not None and known.decision == "revoked":
-            raise Refused(me, "join", "this site has withdrawn from this training")
-        approved = known is not None and (known.decision, known.plan) == ("approved", plan.digest)
-        if self._policy.approval == "by-hand" and not approved:
-            self.vault.decide(Decision(training_name, plan.digest, plan.to_json(), "pending"))
-            raise Pending(me, "join", f"waits for its data steward: fedseal site approve {training_name}")
-
-    def _load(self, plan: Plan) -> Agreed:
-        task = load_task(plan.task)
-        parameters = training.initial_vector(task, plan.seed).size
-        if parameters > self._policy.max_parameters:
-            raise Refused(self.identity.name, "join", f"the model's {parameters} parameters are too many here")
-        folder = self._data.get(plan.data)
-        if task.needs_data and folder is None:
-            raise DataError(f"no folder is named for the data set {plan.data}: use --data, or [data] in site.toml")
-        data = task.load(folder, self.identity.name)
-        if max(len(data.train), len(data.test), len(data.monitored[1])) > plan.protection.max_examples:
-            raise DataError("this site has more examples than protection.max_examples: raise it in the plan")
-        return Agreed(plan, task, data, parameters, fingerprint(data))
-
-    def _check_budget(self, training_name: str, agreed: Agreed) -> None:
-        """Refuse a plan that does not keep to its own epsilon, or that the data set's budget has no room for."""
-        plan, parameters, features = agreed.plan, agreed.parameters, len(agreed.task.features)
-        check_privacy(plan, parameters=parameters, features=features)
-        if (budget := self._policy.budget(plan.data)) is not None:
-            own = self._contexts(training_name)  # a site that comes back is not charged twice
-            others = [entry for entry in self.vault.ledger() if entry.context not in own]
-            whole = charges_of(plan, parameters=parameters, features=features, content=agreed.content)
-            afford(self.identity.name, others, whole, budget)
-
-    def _contexts(self, training_name: str) -> set[str]:
-        """The attempt contexts of a training, by which the ledger's lines are its own."""
-        return {known.attempt_context for known in self.vault.of_training(training_name)}
+        return (self._reply(request, "joined", Joined(plan.digest)),)
 
     def _finish(self, request: Envelope) -> Answer:
         name = self._open(
             AskFinish, request, lambda ask: join_context(ask.training, self._agreed(ask.training))
         ).training
         self.leave(name)
-        return (self._reply(request, "done", Done(0.0)),)
+        return (self._reply(request, "done", Done()),)
 
     def _agreed(self, name: str) -> str:
         plan = self.vault.agreed(name)
@@ -248,94 +195,90 @@ class Site:
         return plan
 
     def _moments(self, request: Envelope) -> Answer:
-        def work(agreed: Agreed, context: AttemptContext, model: GlobalModel) -> Values:
-            examples = one_each(agreed.data.train) if agreed.private else agreed.data.train
-            return {"moments": tabular.moments(examples.features, agreed.task.features)}
-
-        return self._work(request, "moments", work)
+        return self._work(request, "moments")
 
     def _train(self, request: Envelope) -> Answer:
-        def work(agreed: Agreed, context: AttemptContext, model: GlobalModel) -> Values:
-            plan, examples = agreed.plan, agreed.data.train
-            if plan.privacy.unit == "record":
-                return {"update": self._private_update(agreed, model)}
-            settings = LocalTraining(**plan.local.model_dump())
-            seed = self._batch_seed(agreed, context.round)
-            update = training.train(agreed.task, examples, model.vector, model.standardisation, settings, seed)
-            if plan.privacy.unit == "none":
-                return training_values(plan, len(examples), update)
-            return clipped_values(plan, self.identity.name, len(examples), update, clip_of(plan, model))
-
-        return self._work(request, "train", work)
+        return self._work(request, "train")
 
     def _evaluate(self, request: Envelope) -> Answer:
-        def work(agreed: Agreed, context: AttemptContext, model: GlobalModel) -> Values:
-            examples = agreed.data.test if context.purpose == "evaluation" else agreed.data.monitored[1]
-            examples = one_each(examples) if agreed.plan.privacy.unit == "record" else examples
-            return count_values(training.evaluate(agreed.task, examples, model.vector, model.standardisation))
+        return self._work(request, "evaluate")
 
-        return self._work(request, "evaluate", work)
+    def _work(self, request: Envelope, step: str) -> Answer:
+        """Do local work once, for an attempt that this site has advertised, and keep what it gives for ``mask``.
 
-    def _batch_seed(self, agreed: Agreed, round_: int) -> int:
-        """What batches are drawn with: with privacy, nothing that the coordinator knows."""
-        if agreed.private:
-            return int.from_bytes(system_entropy(8)) >> 1
-        return training_seed(agreed.plan, self.identity.name, round_)
-
-    def _private_update(self, agreed: Agreed, model: GlobalModel) -> NDArray[np.floating]:
-        """With distributed noise the sum of a step's clipped gradients, in units of the clip: ``mask`` adds the noise.
-
-        With local noise, the update of several steps that are private by themselves.
+        Whether it gave anything is not told here: the answer is the same.
         """
-        plan, rules, examples = agreed.plan, agreed.plan.privacy, agreed.data.train
-
-        def choose(present: int) -> NDArray[np.bool_]:
-            return poisson_sample(present, rules.sampling_rate, system_entropy(KEY_BYTES))
-
-        given = (agreed.task, examples)
-        if rules.noise == "distributed":
-            chosen = choose(count_units(examples))
-            return clipped_sum(*given, chosen, model.vector, model.standardisation, rules.clip)
-        table, sigmas = alone(plan, agreed.parameters)
-
-        def noise(total: NDArray[np.float64]) -> NDArray[np.float64]:
-            key = system_entropy(KEY_BYTES)
-            vector = encode(self.identity.name, {"update": total}, table, key, count_clamped=False)
-            add_noise(vector, table, sigmas)
-            return decode(vector, table)["update"]
-
-        length = plan.local.learning_rate * rules.clip / rules.expected_batch
-        return private_steps(
-            *given, model.vector, model.standardisation, plan.local.steps, rules.clip, length, choose, noise
-        )
-
-    def _work(self, request: Envelope, step: str, work: Work) -> Answer:
-        """Do local work once and keep its values for ``mask``; asked again, it is done already."""
         began = time.monotonic()
         context = self._open(AskWork, request, lambda ask: ask.context.digest).context
         agreed = self._agreed_context(context, step)
+        plan = agreed.plan
+        if step not in steps_of(plan, context.purpose):
+            raise Refused(self.identity.name, step, f"a sum of the {context.purpose} takes no such work")
+        self._check_current(context, plan, step)
+        model = self._model(context, agreed)
+        ends = began + min(plan.deadlines.train_s, self._policy.max_train_s)
+        with self._at_work:  # one piece of work at a time
+            self._check_current(context, plan, step)
+            path = self._work_folder(context.training, context.digest) / f"{step}.npz"
+            if not path.exists():
+                self._keep(path, self._worked(agreed, context, step, model, ends), step)
+        if plan.protection.timing == "fixed":
+            time.sleep(max(0.0, ends - time.monotonic()))
+        return (self._reply(request, "done", Done()),)
+
+    def _check_current(self, context: AttemptContext, plan: Plan, step: str) -> None:
+        """Refuse work for an attempt that is over, or that this site has not advertised."""
+        me = self.identity.name
         newest = max(((old.round, old.attempt) for old in self.vault.of_training(context.training)), default=(0, 0))
         if (context.round, context.attempt) < newest:
-            raise Refused(self.identity.name, step, "a newer attempt has begun")
-        path = self._work_folder(context.training, context.digest) / f"{step}.npz"
-        if not path.exists():
-            features = len(agreed.task.features)
-            size = 4 * (agreed.parameters + 2 * features) + HEADER_BYTES
-            content = self._exchange.get(shelf(context.training), context.model, size=size)
-            model = GlobalModel.from_bytes(
-                content, parameters=agreed.parameters, features=features, adaptive=agreed.plan.privacy.adaptive
-            )
-            values = work(agreed, context, model)
-            for name, array in values.items():
-                if not np.isfinite(array).all():
-                    raise BadInput(self.identity.name, step, f"{name} holds NaN or infinity")
-            archive = io.BytesIO()
-            np.savez(archive, **values)  # type: ignore[arg-type]
-            try:
-                write_whole(path, archive.getbuffer())
-            except FileNotFoundError:  # its folder was cleared while the work was done
-                raise Refused(self.identity.name, step, "a newer attempt has begun") from None
-        return (self._reply(request, "done", Done(time.monotonic() - began)),)
+            raise Refused(me, step, "a newer attempt has begun")
+        if plan.protection.protocol == "plain":
+            return
+        known = self.vault.find(context.digest)
+        if known is None:
+            raise Refused(me, step, "this site has not advertised in this context")
+        if known.state is None:
+            raise Refused(me, step, "this context is over: its secrets are erased")
+
+    def _model(self, context: AttemptContext, agreed: Agreed) -> bytes:
+        """The incoming model's file, refused for what it says itself, which is public."""
+        described = agreed.described
+        size = 4 * (described.parameters + 2 * described.features) + HEADER_BYTES
+        content = self._exchange.get(shelf(context.training), context.model, size=size)
+        model = GlobalModel.from_bytes(
+            content,
+            parameters=described.parameters,
+            features=described.features,
+            adaptive=agreed.plan.privacy.adaptive,
+        )
+        check_model(model, described.bounds)
+        return content
+
+    def _worked(self, agreed: Agreed, context: AttemptContext, step: str, model: bytes, ends: float) -> Values:
+        """The values of a piece of work; none of them where it failed, for the reason in the site's own log."""
+        subset = (
+            derive(self.identity.secret, salt=b"", info=framed(SPEC_VERSION, "subset", context.training))
+            if agreed.private
+            else subset_seed(agreed.plan, self.identity.name)
+        )
+        order = WorkOrder(purpose=context.purpose, step=step, round=context.round, model=model, subset=subset)
+        try:
+            worked = agreed.workshop.work(order, max(ends - time.monotonic(), 0.001))
+            check_values(worked.values, context.segments)
+        except WorkFailed as failed:
+            # The text may say what is in the data: it is for this site's people alone.
+            self.failures[context.training] = str(failed)
+            self._log.error("%s failed in %s: %s", step, context.training, failed, exc_info=failed.__cause__)
+            return {}
+        return worked.values
+
+    def _keep(self, path: Path, values: Values, step: str) -> None:
+        archive = io.BytesIO()
+        np.savez(archive, **values)  # type: ignore[arg-type]
+        try:
+            write_whole(path, archive.getbuffer())
+        except FileNotFoundError:  # its folder was cleared while the work was done
+            raise Refused(self.identity.name, step, "a newer attempt has begun") from None
 
     def _agreed_context(self, context: AttemptContext, step: str) -> Agreed:
         """Refuse a context that does not follow from the plan agreed to (SPEC 8, rule 4)."""
@@ -353,9 +296,8 @@ class Site:
             raise Refused(me, step, "threshold and colluding are not those of the plan")
         if set(context.sites) != set(agreed.plan.sites):
             raise Refused(me, step, "the invited sites are not those of the plan")
-        table = segments_of(
-            agreed.plan, context.purpose, parameters=agreed.parameters, features=len(agreed.task.features)
-        )
+        described = agreed.described
+        table = segments_of(agreed.plan, context.purpose, parameters=described.parameters, features=described.features)
         if context.segments != table:
             raise Refused(me, step, "the segment table is not the plan's")
         if context.noise != shares_of(agreed.plan, context.purpose, table):
@@ -381,28 +323,51 @@ class Site:
         (self._work_folder(training_name, attempt_context) / f"{digest}.vector").touch()
         self._exchange.put(self.identity.name, vector)
 
-    def _values(self, name: str, attempt_context: str) -> Values:
-        values: Values = {}
-        for path in sorted(self._work_folder(name, attempt_context).glob("*.npz")):
+    def _values(self, agreed: Agreed, purpose: Purpose, folder: Path, step: str) -> Values:
+        """What this site contributes: the values of its local work, or nothing at all where any of it failed."""
+        values, described = Values(), agreed.described
+        for work in steps_of(agreed.plan, purpose):
+            path = folder / f"{work}.npz"
+            if not path.exists():
+                raise Refused(self.identity.name, step, "this site has not done its local work for this attempt")
             with np.load(path, allow_pickle=False) as arrays:
                 values |= {segment: arrays[segment] for segment in arrays.files}
+        table = segments_of(agreed.plan, purpose, parameters=described.parameters, features=described.features)
+        expected = [(one.name, one.length) for one in table if one.name not in (CLAMPED, FAILED)]
+        failed = set(values) != {name for name, _ in expected}
+        if failed:
+            values = zeros(expected)
+        if not agreed.private:
+            values[FAILED] = np.array([float(failed)])
         return values
 
     def _advertise(self, request: Envelope) -> Answer:
         context = self._open(AskAdvertise, request, lambda ask: ask.context.digest).context
         agreed = self._agreed_context(context, "advertise")
-        charge = charge_of(agreed.plan, context.purpose, context.segments, context.noise, agreed.content)
+        charge = charge_of(agreed.plan, context.purpose, context.segments, context.noise, UNREAD)
 
         def within(entries: Sequence[LedgerEntry], charge: Charge) -> None:
-            contexts = self._contexts(context.training)
+            contexts = contexts_of(self.vault, context.training)
             own = [entry for entry in entries if entry.context in contexts]
             check_plan_kept(self.identity.name, agreed.plan, own, charge)
             if (budget := self._policy.budget(agreed.plan.data)) is not None:
                 afford(self.identity.name, entries, [charge], budget)
 
+        self._check_attempts(context, agreed.plan)
         answer = protocol.advertise(self.vault, self._consortium, request, charge=charge, afford=within)
         self._clear_work(context.training, keep=context.digest)
         return answer
+
+    def _check_attempts(self, context: AttemptContext, plan: Plan) -> None:
+        """Refuse more attempts at a round than the plan allows, whatever the coordinator counts."""
+        known = self.vault.of_training(context.training)
+        others = [old for old in known if old.round == context.round and old.attempt_context != context.digest]
+        if len(others) >= plan.max_attempts:
+            raise Refused(
+                self.identity.name,
+                "advertise",
+                f"the plan allows {plan.max_attempts} attempts at a round, and this site has been in as many",
+            )
 
     def _advertised(self, request: Envelope, step: str) -> Context:
         """The context of a request, in a training that this process has joined."""
@@ -430,7 +395,8 @@ class Site:
         name = self.identity.name
         key = system_entropy(KEY_BYTES) if agreed.private else rounding_key(agreed.plan, name, context.round)
         seed = rotation_seed(agreed.plan, context.attempt_context)
-        values = turned(self._values(context.training, context.attempt_context), seed, rotate)
+        folder = self._work_folder(context.training, context.attempt_context)
+        values = turned(self._values(agreed, cast(Purpose, context.purpose), folder, "mask"), seed, rotate)
         answer = protocol.mask(self.vault, self._consortium, request, values, key)
         masked = self.vault.masked_path(context.attempt_context).read_bytes()
         self._hand_over(context.training, context.attempt_context, masked)
@@ -439,12 +405,39 @@ class Site:
     def _submit(self, request: Envelope) -> Answer:
         """The plain protocol's only step: the encoded vector, unmasked, where plan and policy allow it."""
         context = self._open(AskWork, request, lambda ask: ask.context.digest).context
-        plan = self._agreed_context(context, "submit").plan
+        agreed = self._agreed_context(context, "submit")
+        plan = agreed.plan
         self._clear_work(context.training, keep=context.digest)
         if plan.protection.protocol != "plain" or "plain" not in self._policy.protocols:
             raise Refused(self.identity.name, "submit", "this training is not a plain one")
         key = rounding_key(plan, self.identity.name, context.round)
-        values = turned(self._values(context.training, context.digest), rotation_seed(plan, context.digest), rotate)
+        folder = self._work_folder(context.training, context.digest)
+        values = turned(
+            self._values(agreed, context.purpose, folder, "submit"), rotation_seed(plan, context.digest), rotate
+        )
         vector = encode(self.identity.name, values, context.segments, key)
         self._hand_over(context.training, context.digest, vector.tobytes())
         return (plain.submit(self.identity, context, vector),)
+
+
+def in_process(plan: Plan, site: str, folder: Path | None) -> "InProcess":
+    """The default workshop; what it imports is only needed where the work is done in this process."""
+    from flows.local_work import InProcess
+
+    return InProcess(plan, site, folder)
+
+
+def check_values(values: Mapping[str, object], segments: Sequence[Segment]) -> None:
+    """Check that work gave finite float arrays for segments of the table.
+
+    Raises:
+        WorkFailed: naming the segment; nothing else of it.
+    """
+    lengths = {segment.name: segment.length for segment in segments if segment.name not in (CLAMPED, FAILED)}
+    for name, array in values.items():
+        if name not in lengths or not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+            raise WorkFailed(f"it gave {name!r}, which is no segment of this sum or holds no floats")
+        if array.shape != (lengths[name],):
+            raise WorkFailed(f"{name} has shape {array.shape}, not ({lengths[name]},)")
+        if not np.isfinite(array).all():
+            raise WorkFailed(f"{name} holds NaN or infinity: it has diverged, or the data hold what is not finite")

@@ -22,7 +22,8 @@ from flows.messages import AskWork, Done
 from flows.model import GlobalModel
 from flows.plan import Plan
 from flows.session import Session, session
-from flows.tables import clip_of, counts_of, rotation_seed, turned
+from flows.tables import clip_of, counts_of, failures, rotation_seed, turned
+from flows.workshop import steps_of
 from ml_tasks.averaging import FedAvg, PrivateAverage, PrivateStep, adapted
 from ml_tasks.metrics import summarise
 from ml_tasks.tabular import standardisation
@@ -111,6 +112,11 @@ class Sum:
     digest: str
     faults: tuple[str, ...] = ()
 
+    @property
+    def failed(self) -> int:
+        """How many of its sites' local work failed: nobody learns which."""
+        return failures(self.values, self.sites)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Concluded:
@@ -121,21 +127,21 @@ class Concluded:
 
 
 @step("moments[{site}]")
-def moments(training: str, site: str, context: AttemptContext) -> Any:
+def moments(training: str, site: str, context: AttemptContext, advert: Asked | None) -> Any:
     """Have a site sum its features' moments."""
-    return work_at(training, site, "moments", context)
+    return work_at(training, site, "moments", context, advert)
 
 
 @step("train[{site}]")
-def train(training: str, site: str, context: AttemptContext) -> Any:
+def train(training: str, site: str, context: AttemptContext, advert: Asked | None) -> Any:
     """Have a site train on the incoming model."""
-    return work_at(training, site, "train", context)
+    return work_at(training, site, "train", context, advert)
 
 
 @step("evaluate[{site}]")
-def evaluate(training: str, site: str, context: AttemptContext) -> Any:
+def evaluate(training: str, site: str, context: AttemptContext, advert: Asked | None) -> Any:
     """Have a site evaluate the incoming model."""
-    return work_at(training, site, "evaluate", context)
+    return work_at(training, site, "evaluate", context, advert)
 
 
 @step("advertise[{site}]")
@@ -291,6 +297,8 @@ def average(training: str, total: Sum) -> Concluded:
     if plan.privacy.unit != "none":
         return Concluded(privately(plan, model, total), {})
     weight = float(total.values["weight"][0])
+    if total.failed == total.sites:
+        return Concluded(replace(model), {})
     if not weight > 0:
         raise BadMessage(COORDINATOR, "average", "no survivor has a training example: give the sites data")
     vector = FedAvg().apply(model.vector, total.values["update"], weight)
@@ -321,14 +329,13 @@ def score(training: str, total: Sum) -> Concluded:
     return Concluded(replace(model), summarise(counts_of(total.values)))
 
 
-WORK = {"statistics": (moments,), "training": (train, evaluate), "evaluation": (evaluate,)}
-PRIVATE_WORK = WORK | {"training": (train,)}
-"""The local work of each purpose; with privacy no round is measured, since each measurement would be paid for."""
+WORK: Mapping[str, Task[..., Any]] = {"moments": moments, "train": train, "evaluate": evaluate}
+"""The task of each piece of local work."""
 
 
 def work_of(plan: Plan, purpose: Purpose) -> tuple[Task[..., Any], ...]:
     """The local work of a sum."""
-    return (WORK if plan.privacy.unit == "none" else PRIVATE_WORK)[purpose]
+    return tuple(WORK[name] for name in steps_of(plan, purpose))
 
 
 CONCLUDE = {"statistics": standardise, "training": average, "evaluation": score}
@@ -349,10 +356,16 @@ def ask_after(work: list[Asked], training: str, site: str, name: str, context: s
     return ask(training, site, name, context, body, max(done.seconds for done in work))
 
 
-def work_at(training: str, site: str, name: str, context: AttemptContext) -> Any:
-    """Have a site do local work within its deadline, and check that it says so."""
+def work_at(training: str, site: str, name: str, context: AttemptContext, advert: Asked | None) -> Any:
+    """Have a site do local work for an attempt that it has advertised, and check that it says so.
+
+    The site ends its work after ``train_s`` by itself; its answer has the time of a step beyond that.
+    """
+    if advert is not None and isinstance(advert.answer, Absent):
+        return named(Asked(replace(advert.answer), 0.0))
     live = session(training)
-    asked = Asked(*live.ask(site, name, context.digest, AskWork(context), live.plan.deadlines.train_s))
+    deadline_s = live.plan.deadlines.train_s + live.plan.deadlines.step_s
+    asked = Asked(*live.ask(site, name, context.digest, AskWork(context), deadline_s))
     if not isinstance(asked.answer, Absent):
         try:
             open_body(

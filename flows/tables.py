@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # it imports torch, which whoever checks a receipt need not w
 FINE = 2.0**20
 """Grid steps per unit for losses and weights."""
 MOMENT_SCALE = 2.0**24
+FAILED = "sites.failed"
+"""The segment that counts the sites whose local work gave nothing; not under differential privacy (SPEC 3.5)."""
 
 
 def segments_of(plan: Plan, purpose: Purpose, *, parameters: int, features: int) -> tuple[Segment, ...]:
@@ -32,7 +34,7 @@ def segments_of(plan: Plan, purpose: Purpose, *, parameters: int, features: int)
     Args:
         plan: gives the ranges.
         purpose: statistics carry moments; training carries weight, update and the incoming model's metrics; evaluation
-            carries metrics alone.
+            carries metrics alone; all of them, without privacy, the count of sites whose work failed.
         parameters: length of the model vector.
         features: number of features to standardise.
     """
@@ -64,6 +66,8 @@ def segments_of(plan: Plan, purpose: Purpose, *, parameters: int, features: int)
                     table = [Segment("weight", 1, 64, FINE, 1.0), update, *within]
         case "evaluation":
             table = counts
+    if unit == "none":
+        table = [*table, Segment(FAILED, 1, 32, 1.0, 1.0)]
     return (*table, Segment(CLAMPED, 1, 64, 1.0, float(sum(segment.length for segment in table))))
 
 
@@ -81,7 +85,7 @@ def first_model(plan: Plan, features: Sequence["Feature"], vector: NDArray[np.fl
     return GlobalModel(vector, from_bounds(features) if bounds else None, clip)
 
 
-def training_values(plan: Plan, examples: int, update: NDArray[np.float32]) -> dict[str, NDArray[np.floating]]:
+def training_values(plan: Plan, examples: int, update: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:
     """Weigh an update by the site's share of ``max_examples``, which is at most 1 (SPEC 3.5)."""
     weight = min(examples / plan.protection.max_examples, 1.0)
     return {"weight": np.array([weight]), "update": update * np.float32(weight)}
@@ -99,7 +103,7 @@ def clipped_values(
 
     With an adaptive clip also ``within``: 1/2 if the update is no longer than the clip, else -1/2.
     """
-    weighed = training_values(plan, examples, update / np.float32(clip))
+    weighed = training_values(plan, examples, update.astype(np.float64) / clip)
     joint = clip_vectors(site, np.concatenate([weighed["weight"], weighed["update"]]), 1.0)
     values: dict[str, NDArray[np.floating]] = {"weight": joint[:1], "update": joint[1:]}
     if plan.privacy.adaptive:
@@ -137,6 +141,17 @@ def counts_of(values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np
 def training_seed(plan: Plan, site: str, round_: int) -> int:
     """The seed of a site's batches in a round, below 2^63; the same in every attempt."""
     return int(sha256(SPEC_VERSION, "batches", str(plan.seed), site, str(round_))[:16], 16) >> 1
+
+
+def subset_seed(plan: Plan, site: str) -> bytes:
+    """The 32 bytes that choose a site's examples, without DP, where it has more than ``max_examples``."""
+    return bytes.fromhex(sha256(SPEC_VERSION, "subset", str(plan.seed), site))
+
+
+def failures(values: Mapping[str, NDArray[np.float64]], sites: int) -> int:
+    """How many sites' local work failed, out of a decoded sum over so many; 0 where it is not counted."""
+    counted = values.get(FAILED)
+    return 0 if counted is None else min(max(round(float(counted[0])), 0), sites)
 
 
 def rounding_key(plan: Plan, site: str, round_: int) -> bytes:

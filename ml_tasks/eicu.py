@@ -100,6 +100,7 @@ class Eicu(Task):
         "Real patients of real hospitals (eICU Collaborative Research Database, PhysioNet); sites are the regions of "
         "the hospitals, or single hospitals."
     )
+    validates: ClassVar[bool] = True
     features: ClassVar[tuple[Feature, ...]] = FEATURES
 
     def load(self, folder: Path | None, site: str) -> SiteData:

@@ -6,6 +6,7 @@ Each site computes `moments`; they are added in one secure sum; every site turns
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -73,10 +74,15 @@ def standardisation(summed_moments: NDArray[np.float64], features: Sequence[Feat
     count, total, squares = summed_moments.reshape(-1, MOMENTS).T
     present = count >= 0.5  # a count that went through a secure sum may be off by a grid step
     count = np.where(present, count, 1.0)
-    mean_z = np.where(present, total / count, 0.0)
+    mean_z = np.where(present, np.clip(total / count, -1.0, 1.0), 0.0)  # noise may have moved it further
     variance_z = np.where(present, squares / count - mean_z**2, 0.0)
     scale = np.where(variance_z > VARIANCE_FLOOR, np.sqrt(np.maximum(variance_z, 0.0)) * half_range, 1.0)
     return Standardisation((middle + mean_z * half_range).astype(np.float32), scale.astype(np.float32))
+
+
+def least_scale(low: float, high: float) -> float:
+    """The smallest scale that `standardisation` gives a feature with these bounds."""
+    return min(1.0, math.sqrt(VARIANCE_FLOOR) * (high - low) / 2)
 
 
 def from_bounds(features: Sequence[Feature]) -> Standardisation:

@@ -99,13 +99,20 @@ class Task(abc.ABC):
         title: what is being predicted, for people.
         provenance: one honest sentence on where the data come from, shown in the report.
         needs_data: False when the data are embedded in an installed package, so that `load` gets no folder.
+        validates: True when `load` gives validation examples, on which rounds are then measured instead of `train`.
         features: the columns to standardise with securely summed statistics; empty for no standardisation.
     """
 
     title: ClassVar[str]
     provenance: ClassVar[str]
     needs_data: ClassVar[bool] = True
+    validates: ClassVar[bool] = False
     features: ClassVar[tuple[Feature, ...]] = ()
+
+    @property
+    def monitored(self) -> Literal["train", "validation"]:
+        """Name the examples that rounds are measured on: of the task and not of a site's data, so that it is public."""
+        return "validation" if self.validates else "train"
 
     @abc.abstractmethod
     def load(self, folder: Path | None, site: str) -> SiteData:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,7 @@ def train(
     standardisation: Standardisation | None,
     settings: LocalTraining,
     seed: int,
+    check_time: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
     """Train the global model on one site's examples and give the update: local vector after minus before.
 
@@ -77,6 +78,7 @@ def train(
         vector: (d,) the incoming global model.
         standardisation: that of all sites, or None where the task names no features.
         seed: 0 <= seed < 2^64; a different one per site and round, or all rounds would see the same batches.
+        check_time: called before each step; may raise to end the training.
 
     Returns:
         (d,); zero where there is nothing to learn from.
@@ -97,6 +99,7 @@ def train(
         momenta: dict[Tensor, Tensor | None] = dict.fromkeys(model.parameters())
         batches = _batches(len(examples), settings.batch_size, torch.Generator().manual_seed(seed))
         for batch in itertools.islice(batches, settings.steps):
+            check_time()
             rows = batch.to(device)
             model.zero_grad()
             _, losses = predict(task, model, features[rows], targets[rows])

@@ -7,6 +7,7 @@
     ├── BadInput               NaN, infinity or a wrong shape in what a site contributes
     ├── RingTooSmall           the sum could overflow its ring; raised before anything runs
     ├── BelowThreshold         too few sites are left to make a sum
+    ├── TooManyFailed          more sites' local work failed than the plan allows; nobody learns whose
     └── BadDealer              a site's shares do not give the secret that it committed to
 
 A programmer's mistake is a ValueError. Every field goes to ``super().__init__``, so that the errors pickle.
@@ -48,6 +49,10 @@ class RingTooSmall(ProtocolError):
 
 class BelowThreshold(ProtocolError):
     """Fewer sites than the threshold are left."""
+
+
+class TooManyFailed(ProtocolError):
+    """More sites contributed nothing to a sum, since their local work failed, than the plan allows (SPEC 6.3)."""
 
 
 class BadDealer(ProtocolError):

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from flows.plan import Plan, PlanError, read_plan
-from flows.tables import count_values, counts_of, rounding_key, segments_of, training_seed, training_values
+from flows.tables import FAILED, count_values, counts_of, rounding_key, segments_of, training_seed, training_values
 from ml_tasks import tabular, training
 from ml_tasks.averaging import FedAvg, load_vector
 from ml_tasks.baselines import pool
@@ -65,6 +65,7 @@ def secure_sum(
     table = segments_of(plan, purpose, parameters=PARAMETERS, features=len(TASK.features))
     total = np.zeros(vector_bytes(table), np.uint8)
     for site, contribution in values.items():
+        contribution = {**contribution, FAILED: np.zeros(1)}
         add(total, encode(site, contribution, table, rounding_key(plan, site, number)), table)
     return decode(total, table)
 

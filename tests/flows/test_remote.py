@@ -22,7 +22,7 @@ __all__ = ["client"]
 
 CONTEXT = "1" * 64
 REQUEST = envelope(COORDINATOR_KEY, "ask/finish", CONTEXT, "ann", AskFinish("t"))
-ANSWER = envelope(KEYS["ann"], "done", CONTEXT, COORDINATOR, Done(1.0))
+ANSWER = envelope(KEYS["ann"], "done", CONTEXT, COORDINATOR, Done())
 
 
 class Line:
@@ -84,7 +84,7 @@ def test_an_answer_comes_back_and_leaves_no_message(line: Line) -> None:
 
 FORGED = {
     "unsigned": lambda: text(Envelope(**{**_fields(ANSWER), "signature": "00" * 64})),
-    "signed by another site": lambda: text(envelope(KEYS["bob"], "done", CONTEXT, COORDINATOR, Done(1.0))),
+    "signed by another site": lambda: text(envelope(KEYS["bob"], "done", CONTEXT, COORDINATOR, Done())),
     "signed by another in her name": lambda: text(Envelope(**{**_fields(ANSWER), "signature": _bobs(ANSWER)})),
     "changed": lambda: text(Envelope(**{**_fields(ANSWER), "kind": "refusal"})),
     "empty": lambda: "[]",

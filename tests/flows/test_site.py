@@ -13,14 +13,11 @@ from flows.collect import Absent
 from flows.messages import AskJoin, AskWork, join_context
 from flows.model import shelf
 from flows.plan import Plan
-from flows.policy import Policy
-from flows.site import Site
 from ml_tasks import training
 from protocols.contexts import AttemptContext, sha256
 from protocols.errors import Refused
 from protocols.keys import Identity
 from protocols.messages import COORDINATOR, AskAdvertise, Envelope, Refusal, envelope, parse
-from protocols.vault import Vault
 from tests.flows.consortium import Trial, plan_for, trial
 
 
@@ -40,6 +37,13 @@ def send(run: Trial, site: str, step: str, context: str, body: object, signer: I
 def join(run: Trial, site: str, plan: Plan | None = None, training: str | None = None) -> Envelope:
     plan, training = plan or run.plan, training or run.live.training
     return send(run, site, "join", join_context(training, plan.digest), AskJoin(training, plan.to_json()))
+
+
+def advertise(run: Trial, site: str, context: AttemptContext) -> Envelope:
+    """Have a site enter an attempt: it works for no other."""
+    answer = send(run, site, "advertise", context.digest, AskAdvertise(context))
+    assert answer.kind == "advert"
+    return answer
 
 
 def refusal(message: Envelope) -> str:
@@ -118,8 +122,10 @@ def test_a_context_that_does_not_follow_from_the_agreed_plan_is_refused(run: Tri
 def test_a_model_that_is_missing_or_not_what_its_digest_says_is_refused(run: Trial, tmp_path: Path) -> None:
     assert join(run, "ann").kind == "joined"
     context = replace(run.live.context("training", 1, 1), model=sha256("nowhere"))
+    advertise(run, "ann", context)
     assert "missing from the exchange" in refusal(send(run, "ann", "train", context.digest, AskWork(context)))
-    context = run.live.context("training", 1, 1)
+    context = run.live.context("training", 1, 2)
+    advertise(run, "ann", context)
     path = tmp_path / "exchange" / shelf(context.training) / context.model
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert "not what its digest says" in refusal(send(run, "ann", "train", context.digest, AskWork(context)))
@@ -128,6 +134,7 @@ def test_a_model_that_is_missing_or_not_what_its_digest_says_is_refused(run: Tri
 def test_training_twice_gives_the_same_kept_values_and_does_the_work_once(run: Trial) -> None:
     assert join(run, "ann").kind == "joined"
     context = run.live.context("training", 1, 1)
+    advertise(run, "ann", context)
     folder = run.local.sites.sites["ann"].vault.folder / "work" / run.live.training / context.digest
     assert send(run, "ann", "train", context.digest, AskWork(context)).kind == "done"
     kept = (folder / "train.npz").stat()
@@ -138,26 +145,13 @@ def test_training_twice_gives_the_same_kept_values_and_does_the_work_once(run: T
 def test_the_plain_vector_of_a_protected_training_is_never_given(run: Trial) -> None:
     assert join(run, "ann").kind == "joined"
     context = run.live.context("training", 1, 1)
+    advertise(run, "ann", context)
     assert send(run, "ann", "train", context.digest, AskWork(context)).kind == "done"
     assert "not a plain one" in refusal(send(run, "ann", "submit", context.digest, AskWork(context)))
 
 
 def test_an_unknown_step_is_refused(run: Trial) -> None:
     assert "no such step" in refusal(send(run, "ann", "unload", sha256("x"), AskJoin("t", "{}")))
-
-
-def test_a_data_set_that_no_folder_is_named_for_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with trial(tmp_path / "a", plan_for()) as run:
-        plan = plan_for().model_copy(
-            update={"task": "ml_tasks.heart:HeartDisease", "sites": ("ann", "bob", "cat"), "min_sites": 3}
-        )
-        vault = Vault(tmp_path / "b")
-        vault.keep_identity(Identity.generate("ann"))
-        site = Site(vault, run.live.consortium, run.live.exchange, {}, Policy(tasks=[plan.task]))
-        context = join_context("t", plan.digest)
-        request = envelope(run.live.identity, "ask/join", context, "ann", AskJoin("t", plan.to_json()))
-        assert "--data" in refusal(site.answer(request)[0])
-        vault.close()
 
 
 def test_work_for_an_older_attempt_than_the_newest_is_not_done(run: Trial) -> None:
@@ -174,10 +168,11 @@ def test_work_that_a_newer_attempt_overtakes_is_refused_in_one_line(
     """Found by chaos: a site stood still in the middle of its training, and the others went on."""
     assert join(run, "ann").kind == "joined"
     old, new = run.live.context("training", 1, 1), run.live.context("training", 1, 2)
+    advertise(run, "ann", old)
 
-    def overtaken(*arguments: object) -> NDArray[np.float32]:
-        assert send(run, "ann", "advertise", new.digest, AskAdvertise(new)).kind == "advert"
-        return honest(*arguments)
+    def overtaken(*arguments: object, **named: object) -> NDArray[np.float32]:
+        advertise(run, "ann", new)
+        return honest(*arguments, **named)
 
     honest = training.train
     monkeypatch.setattr(training, "train", overtaken)
@@ -241,6 +236,7 @@ def full(run: Trial, plan: Plan, number: int) -> bool:
 def test_an_exchange_that_is_away_is_a_refusal_in_one_line(run: Trial, tmp_path: Path) -> None:
     assert join(run, "ann").kind == "joined"
     context = run.live.context("training", 1, 1)
+    advertise(run, "ann", context)
     run.local.exchange._patience_s = 0
     (tmp_path / "exchange").rename(tmp_path / "away")
     (tmp_path / "exchange").touch()

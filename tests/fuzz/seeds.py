@@ -64,9 +64,9 @@ def seeds() -> dict[str, list[bytes]]:
     others = {
         "refusal": Refusal("mask", "Refused", "no"),
         "ask/join": AskJoin("tiny", fixed.PLAN.to_json()),
-        "joined": Joined(fixed.PLAN.digest, "train"),
+        "joined": Joined(fixed.PLAN.digest),
         "ask/train": AskWork(fixed.CONTEXT),
-        "done": Done(0.5),
+        "done": Done(),
         "ask/finish": AskFinish("tiny"),
     }
     bodies |= {kind: canonical(asdict(other)) for kind, other in others.items()}

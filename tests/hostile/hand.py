@@ -24,7 +24,7 @@ from flows.model import GlobalModel, shelf
 from flows.plan import Plan
 from flows.policy import load_task
 from flows.settings import PARTICIPATE, CoordinatorFolder
-from flows.tables import count_values, rounding_key, segments_of, training_seed, training_values
+from flows.tables import FAILED, count_values, rounding_key, segments_of, training_seed, training_values
 from ml_tasks import training
 from ml_tasks.training import LocalTraining
 from protocols import secagg_coordinator as coordinator
@@ -326,6 +326,7 @@ class Round:
             update = training.train(task, data.train, model.vector, None, settings, seed)
             values = training_values(plan, len(data.train), update)
             values |= count_values(training.evaluate(task, data.monitored[1], model.vector, None))
+            values[FAILED] = np.zeros(1)
             key = rounding_key(plan, site, self.context.round)
             encoded.append(encode(site, values, self.context.segments, key))
         total = coordinator.sum_vectors(self.context, encoded)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pytest
 from httpx import HTTPStatusError
 from prefect.client.schemas.objects import StateType
@@ -29,7 +30,7 @@ from flows.model import GlobalModel
 from flows.plan import Plan
 from flows.policy import load_task
 from flows.settings import COORDINATOR_POOL, PARTICIPATE
-from flows.tables import count_values, rounding_key, segments_of, training_seed, training_values
+from flows.tables import FAILED, count_values, rounding_key, segments_of, training_seed, training_values
 from ml_tasks import tabular, training
 from ml_tasks.averaging import FedAvg
 from ml_tasks.training import LocalTraining, initial_vector
@@ -149,6 +150,7 @@ def honest(plan: Plan, records: list[dict[str, Any]]) -> str:
                 values = training_values(plan, len(data[site].train), update)
                 counts = training.evaluate(task, data[site].monitored[1], model.vector, model.standardisation)
                 values |= count_values(counts)
+            values[FAILED] = np.zeros(1)
             encoded.append(encode(site, values, segments, rounding_key(plan, site, number)))
         total = decode(coordinator.sum_vectors(context, encoded), context.segments)
         if purpose == "statistics":
@@ -200,7 +202,7 @@ FORGED = {
 def answer_by(live: Live, site: str) -> str:
     """An answer in a site's name."""
     key = replace(live.attacker.key, name=site)
-    return envelope(key, "done", "0" * 64, COORDINATOR, Done(1.0)).to_json()
+    return envelope(key, "done", "0" * 64, COORDINATOR, Done()).to_json()
 
 
 def folder(live: Live) -> str:

@@ -1,0 +1,120 @@
+"""Take each fix back and see that a test fails: ``python -m tests.mutants [FINDING ...]``.
+
+A fix whose test would pass without it is not tested. Each mutant replaces one exact text of one product file, runs the
+tests that are named for it in a copy of the tree, and is *killed* when one of them fails. Prints a line for each, and
+exits with 1 where one has survived or does not apply any more.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TREE = ("deploy", "flows", "ml_tasks", "protocols", "tests", "docs", "pyproject.toml", "constraints.txt")
+TREE_TEXTS = ("SPEC.md", "SECURITY.md", "README.md", "CHANGELOG.md", "Makefile")
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A fix taken back.
+
+    Attributes:
+        finding: of ``attacks.md``, or the section of the issue, as in ``1`` or ``before-the-sum``.
+        file: the product file, relative to the repository.
+        old: text that stands there exactly once.
+        new: what takes its place.
+        tests: what must fail then: files or test ids for pytest.
+    """
+
+    finding: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "1",
+        "flows/site.py",
+        '        if known is None:\n            raise Refused(me, step, "this site has not advertised in this context")\n'
+        "        if known.state is None:\n",
+        "        if known is not None and known.state is None:\n",
+        ("tests/attacks/test_nothing_before_the_sum.py",),
+    ),
+    Mutant(
+        "1",
+        "flows/site.py",
+        "            return {}\n        return worked.values\n",
+        "            raise Refused(self.identity.name, step, str(failed)) from None\n        return worked.values\n",
+        ("tests/attacks/test_nothing_before_the_sum.py",),
+    ),
+)
+
+
+def apply(mutant: Mutant, tree: Path) -> None:
+    """Replace the mutant's text in a copy of the tree.
+
+    Raises:
+        ValueError: the text does not stand there exactly once.
+    """
+    path = tree / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.file}: the mutant's text stands there {text.count(mutant.old)} times, not once")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+
+
+def copy_tree(into: Path) -> None:
+    """Copy what the tests need."""
+    for name in TREE:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, into / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, into / name)
+    for name in TREE_TEXTS:
+        shutil.copy(ROOT / name, into / name)
+
+
+def survives(mutant: Mutant) -> str:
+    """Run a mutant's tests; returns why it is not killed, or an empty text where it is."""
+    with tempfile.TemporaryDirectory(prefix="fedseal-mutant-") as folder:
+        tree = Path(folder)
+        copy_tree(tree)
+        try:
+            apply(mutant, tree)
+        except ValueError as error:
+            return str(error)
+        data = os.environ.get("FEDSEAL_TEST_DATA", str(ROOT.parent / "shared" / "data"))
+        ran = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests],
+            cwd=tree,
+            env={**os.environ, "PYTHONPATH": str(tree), "FEDSEAL_TEST_DATA": data},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if ran.returncode == 1:
+        return ""
+    return "no test fails" if ran.returncode == 0 else f"pytest could not run: {ran.stdout.strip()[-300:]}"
+
+
+def main(findings: list[str]) -> int:
+    """Try the mutants of the named findings, or all."""
+    left = 0
+    for mutant in MUTANTS:
+        if findings and mutant.finding not in findings:
+            continue
+        why = survives(mutant)
+        left += bool(why)
+        print(f"{mutant.finding:>16} {mutant.file}: {'SURVIVED: ' + why if why else 'killed'}", flush=True)
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
