@@ -41,9 +41,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "1",
         "flows/site.py",
-        '        if known is None:\n            raise Refused(me, step, "this site has not advertised in this context")\n'
-        "        if known.state is None:\n",
-        "        if known is not None and known.state is None:\n",
+        'raise Refused(me, step, "this site has not advertised in this context")',
+        "return",
         ("tests/attacks/test_nothing_before_the_sum.py",),
     ),
     Mutant(
