@@ -17,7 +17,7 @@ from protocols.consortium import fingerprint
 from protocols.errors import Refused
 from protocols.keys import Identity
 from protocols.ledger import EMPTY_LEDGER, LedgerEntry, Owner, charges, check_chain
-from protocols.vault import Decision, Vault
+from protocols.vault import Vault
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
@@ -166,8 +166,7 @@ def refusal_of(vault: Vault) -> "Refusal":
         asked = parameters_of(run)
         if asked is None:
             return Failed(message="Refused: the parameters are not those of a participation.")
-        decision = vault.decision(asked.training)
-        if decision is not None and decision.decision == "revoked":
+        if vault.withdrawn(asked.training):
             return Cancelled(message="Refused: the site has withdrawn from this training.")
         return None
 
@@ -181,15 +180,23 @@ def status(folder: Folder = HERE) -> None:
         site = SiteFolder.read(folder)
         vault = site.open_vault()
     print(f"{site.name}: key {vault.identity.public} (compare: {fingerprint(vault.identity.public)})")
-    trainings = vault.trainings()
-    decisions = {one.training: one for one in vault.decisions()}
-    for training in sorted(trainings | decisions):
-        sums = vault.of_training(training)
-        word = decisions[training].decision if training in decisions else "agreed"
-        plan = trainings.get(training) or decisions[training].plan
-        print(f"{training}: {word}, {sum(one.confirmed for one in sums)} sums confirmed, plan {plan or 'unknown'}")
-    if not trainings and not decisions:
-        print("no training yet")
+    for line in training_lines(vault):
+        print(line)
+
+
+def training_lines(vault: Vault) -> list[str]:
+    """What became of each training, plan by plan."""
+    trainings, decisions = vault.trainings(), vault.decisions()
+    left = {one.training for one in decisions if one.withdrawn}
+    words = {(one.training, one.plan or trainings.get(one.training, "")): one.decision for one in decisions}
+    agreed = {(name, plan): "agreed" for name, plan in trainings.items() if name not in left}
+    lines = []
+    for (training, plan), word in sorted((agreed | words).items()):
+        confirmed = sum(context.confirmed for context in vault.of_training(training))
+        lines.append(f"{training}: {word}, {confirmed} sums confirmed, plan {plan or 'unknown'}")
+        if word == "pending":
+            lines.append(f"  waits for you: fedseal site show {training}")
+    return lines or ["no training yet"]
 
 
 @app.command()
@@ -235,38 +242,6 @@ def ledger(
         print(f"{data}: epsilon {used:.4g} at delta {delta:g}, {f'of {budget.epsilon:g}' if budget else 'no budget'}")
     if not entries:
         print("no sum yet")
-
-
-@app.command()
-def approve(
-    training: Annotated[str, typer.Argument(help="The training's name.")],
-    folder: Folder = HERE,
-    plan: Annotated[str | None, typer.Option(help="The plan's digest, if you have it from elsewhere.")] = None,
-) -> None:
-    """Let the site take part in a training whose plan waits for this; print the plan."""
-    with one_line():
-        vault = SiteFolder.read(folder).open_vault()
-    known = vault.decision(training)
-    if known is None or (known.decision == "revoked" and not known.text):
-        raise fail(f"{training}: no plan of this name waits here: see fedseal site status")
-    if plan is not None and plan != known.plan:
-        raise fail(f"{training}: the plan that waits is {known.plan}, another than the one that you name")
-    with one_line():
-        vault.decide(Decision(training, known.plan, known.text, "approved"))
-    print(known.text)
-    print(f"approved: {training}, plan {known.plan}", file=sys.stderr)
-
-
-@app.command()
-def revoke(training: Annotated[str, typer.Argument(help="The training's name.")], folder: Folder = HERE) -> None:
-    """Withdraw from a training: a participation that runs ends before its next answer, and none is begun."""
-    with one_line():
-        vault = SiteFolder.read(folder).open_vault()
-    known = vault.decision(training)
-    digest, text = (known.plan, known.text) if known else (vault.trainings().get(training, ""), "")
-    with one_line():
-        vault.decide(Decision(training, digest, text, "revoked"))
-    print(f"withdrawn: {training}", file=sys.stderr)
 
 
 def once_there(server: PrefectServer, do: Callable[[], None]) -> None:

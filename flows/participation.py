@@ -11,7 +11,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from uuid import UUID
 
 import httpx
@@ -29,9 +29,9 @@ from flows.mailbox import Mailbox, MailboxError, answer_key, pack, request_key, 
 from flows.pauses import pauses
 from flows.settings import PARTICIPATE
 from flows.site import Site
+from protocols.decisions import Decision
 from protocols.errors import BadMessage
 from protocols.messages import COORDINATOR, Envelope
-from protocols.vault import Decision
 
 BUSY_S, IDLE_S, GROWTH = 0.05, 2.0, 1.5
 """Seconds between two looks into the mailbox: right after a message, at the most, and how they grow."""
@@ -180,17 +180,13 @@ class Seat:
     @property
     def withdrawn(self) -> bool:
         """Whether the site takes no further part in the training."""
-        decision = self.site.vault.decision(self.training)
-        return decision is not None and decision.decision == "revoked"
+        return self.site.vault.withdrawn(self.training)
 
     def withdraw(self) -> None:
         """Keep in the vault that this site takes no further part in the training."""
         vault = self.site.vault
-        known = vault.decision(self.training) or Decision(
-            self.training, vault.agreed(self.training) or "", "", "revoked"
-        )
         try:
-            vault.decide(replace(known, decision="revoked"))
+            vault.decide(Decision(self.training, vault.agreed(self.training) or "", "", "revoked"))
         except sqlite3.Error as error:
             self.log.error("withdrawn, but that cannot be kept (%s): use fedseal site revoke", error)
 

@@ -15,10 +15,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from protocols import decisions
 from protocols.anchor import Anchor
 from protocols.contexts import AttemptContext, sha256
+from protocols.decisions import Decision as Decision
 from protocols.files import private, write_whole
 from protocols.history import NONE_CONFIRMED, History, Past, Seen, next_confirmed
 from protocols.keys import Identity
@@ -30,9 +32,6 @@ BUSY_TIMEOUT_S = 60.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (name TEXT NOT NULL, secret BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS agreements (training TEXT PRIMARY KEY, plan TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS decisions (
-    training TEXT PRIMARY KEY, plan TEXT NOT NULL, text TEXT NOT NULL, decision TEXT NOT NULL
-) STRICT;
 CREATE TABLE IF NOT EXISTS contexts (
     attempt_context TEXT PRIMARY KEY, round_context TEXT UNIQUE, training TEXT NOT NULL, purpose TEXT NOT NULL,
     round INTEGER NOT NULL, attempt INTEGER NOT NULL, model TEXT NOT NULL, confirmed INTEGER NOT NULL DEFAULT 0,
@@ -76,16 +75,6 @@ class Entry:
     answer: str | None = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What the data steward has said of a training: the digest and text of its plan, and the word on it."""
-
-    training: str
-    plan: str
-    text: str
-    decision: Literal["pending", "approved", "revoked"]
-
-
 class Vault:
     """The durable state of one site in ``folder``; safe to open from several threads and processes."""
 
@@ -103,7 +92,10 @@ class Vault:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA secure_delete = ON")
-            self._db.executescript(_SCHEMA + SCHEMA)
+            self._db.executescript(_SCHEMA + SCHEMA + decisions.SCHEMA)
+            self._decisions = decisions.Decisions(self._rows)
+            with self.exclusive():
+                self._decisions.migrate()
             self._check_anchor()
 
     def close(self) -> None:
@@ -169,18 +161,41 @@ class Vault:
         return str(rows[0][0]) if rows else None
 
     def decide(self, decision: Decision) -> None:
-        """Keep the data steward's word on a training; it takes the place of an earlier one."""
-        with self.exclusive():
-            row = (decision.training, decision.plan, decision.text, decision.decision)
-            self._db.execute("INSERT OR REPLACE INTO decisions VALUES (?, ?, ?, ?)", row)
+        """Keep the data steward's word (``protocols.decisions``).
 
-    def decision(self, training: str) -> Decision | None:
-        """The data steward's word on a training, if there is one."""
-        return next((one for one in self.decisions() if one.training == training), None)
+        Raises:
+            Refused: approving a training that this vault knew when it was put back; a plan too long to be shown.
+        """
+        with self.exclusive():
+            self._decisions.decide(self.identity.name, decision)
+
+    def decision(self, training: str, plan: str | None = None) -> Decision | None:
+        """The word on a training, if there is one, or on one of its plans; without the plan's text."""
+        with self._lock:
+            return self._decisions.decision(training, plan)
 
     def decisions(self) -> list[Decision]:
-        """The data steward's word on every training."""
-        return [Decision(*row) for row in self._rows("SELECT training, plan, text, decision FROM decisions")]
+        """Every word, without the plans' texts."""
+        with self._lock:
+            return self._decisions.decisions()
+
+    def plans(self, training: str) -> dict[str, str]:
+        """The texts of a training's plans that wait or are approved, by digest."""
+        return self._decisions.plans(training)
+
+    def show(self, training: str, plan: str) -> None:
+        """Note that a plan was shown to the data steward."""
+        with self.exclusive():
+            self._decisions.show(training, plan)
+
+    def shown(self, training: str) -> set[str]:
+        """The digests of a training's plans that were shown to the data steward."""
+        return self._decisions.shown(training)
+
+    def withdrawn(self, training: str) -> bool:
+        """Whether this site takes no further part in a training."""
+        known = self.decision(training)
+        return known is not None and known.withdrawn
 
     def trainings(self) -> dict[str, str]:
         """The digest of the plan agreed to, by training."""
@@ -327,10 +342,7 @@ class Vault:
             elif known[0][0] != place or known[0][1] < self._anchor.count:
                 log.error("the vault was moved or restored from a copy: it withdraws from every training that it knows")
                 self._db.execute("UPDATE anchor SET place = ?, count = max(count, ?)", (place, self._anchor.count))
-                self._db.execute(
-                    "INSERT INTO decisions SELECT training, plan, '', 'revoked' FROM agreements WHERE true "
-                    "ON CONFLICT (training) DO UPDATE SET decision = 'revoked'"
-                )
+                self._decisions.restored()
                 self.erase(self._held)
                 self.enter(LedgerEntry("restored", EMPTY_LEDGER))
 
@@ -351,7 +363,7 @@ class Vault:
         rows = self._rows(f"SELECT {columns} FROM contexts WHERE {where}", value)  # noqa: S608 - constants
         return [replace(Context(*row), confirmed=bool(row[7])) for row in rows]
 
-    def _rows(self, query: str, *values: str | int) -> list[Any]:
+    def _rows(self, query: str, *values: str | int | None) -> list[Any]:
         """Read under the lock: threads that run one statement of a connection at once fail with "API misuse"."""
         with self._lock:
             return self._db.execute(query, values).fetchall()

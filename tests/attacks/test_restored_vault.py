@@ -9,10 +9,11 @@ import pytest
 
 from protocols import site as durable
 from protocols.contexts import sha256
+from protocols.decisions import Decision
 from protocols.errors import Refused
 from protocols.ledger import Charge, charges
 from protocols.messages import AskAdvertise, Envelope, envelope
-from protocols.vault import Decision, Vault
+from protocols.vault import Vault
 from tests.attacks.hostile import confirm, make, mask, reopen, to_dealings, to_masked
 from tests.simulator import Simulator
 
@@ -93,7 +94,7 @@ def test_it_has_withdrawn_from_every_training_that_it_knows(tmp_path: Path) -> N
     restore_afterwards(simulator, "a", into_a_new_folder, lambda: confirm(simulator, dealings, "abcd", "a"))
     assert simulator.vaults["a"].ledger()[-1].kind == "restored"
     decisions = {one.training: one.decision for one in simulator.vaults["a"].decisions()}
-    assert decisions == {"trial": "revoked", "another": "revoked"}
+    assert decisions == {"trial": "restored", "another": "restored"}
 
 
 def test_what_it_had_reserved_stays_charged_since_it_may_have_been_spent(tmp_path: Path) -> None:

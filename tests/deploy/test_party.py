@@ -19,7 +19,7 @@ from flows.plan import make_plan, read_plan
 from flows.settings import PrefectServer, SettingsError, SiteFolder
 from protocols.consortium import write_consortium
 from protocols.keys import Consortium
-from protocols.vault import Decision, Vault
+from protocols.vault import Vault
 from tests.deploy.command import fedseal
 
 URL = "http://127.0.0.1:9/api"
@@ -197,23 +197,6 @@ def http_error(status: int) -> PrefectHTTPStatusError:
     """What Prefect's client raises."""
     request = httpx.Request("GET", URL)
     return PrefectHTTPStatusError("no", request=request, response=httpx.Response(status, request=request))
-
-
-def test_a_data_steward_decides_only_on_plans_that_wait(home: Home) -> None:
-    folder = home.site("north")
-    assert "no plan of this name waits here" in refused("site", "approve", "t-1", "--folder", folder)
-    vault = Vault(folder / "vault")
-    vault.decide(Decision("t-1", "d" * 64, '{"plan": 1}', "pending"))
-    assert "t-1: pending" in fedseal("site", "status", "--folder", folder)[1]
-    other = ("site", "approve", "t-1", "--plan", "e" * 64, "--folder", folder)
-    assert "another than the one that you name" in refused(*other)
-    assert fedseal("site", "approve", "t-1", "--folder", folder)[:2] == (0, '{"plan": 1}\n')
-    assert "t-1: approved" in fedseal("site", "status", "--folder", folder)[1]
-    assert fedseal("site", "revoke", "t-1", "--folder", folder)[0] == 0
-    assert fedseal("site", "revoke", "t-2", "--folder", folder)[0] == 0
-    assert {one.training: one.decision for one in vault.decisions()} == {"t-1": "revoked", "t-2": "revoked"}
-    assert "no plan of this name" in refused("site", "approve", "t-2", "--folder", folder)
-    vault.close()
 
 
 def test_a_home_of_other_sites_is_not_taken_up(home: Home) -> None:

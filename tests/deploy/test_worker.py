@@ -21,8 +21,9 @@ from prefect.workers.base import BaseWorker
 from deploy.site import refusal_of
 from deploy.worker import CoordinatorWorker, OwnProgram, SiteWorker, parameters_of, register
 from flows.engine import PatientAsyncTransport
+from protocols.decisions import Decision
 from protocols.keys import Identity
-from protocols.vault import Decision, Vault
+from protocols.vault import Vault
 from tests.flows.server import client
 
 __all__ = ["client"]

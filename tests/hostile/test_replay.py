@@ -7,8 +7,9 @@ from prefect.states import Completed, Running
 
 from flows.mailbox import Mailbox, answer_key, request_key
 from flows.messages import AskWork
+from protocols.decisions import Decision
 from protocols.messages import AskAdvertise, AskConfirm, Envelope
-from protocols.vault import Decision, Vault
+from protocols.vault import Vault
 from tests.hostile.hand import Attacker, Hand, Watch, gone, place, refusal, unmoved
 from tests.processes.harness import Consortium, eventually
 

@@ -1,0 +1,237 @@
+"""The data steward's commands below ``fedseal site``: see what waits, decide on it, leave, read the log (SPEC 6.8).
+
+A plan is shown before it is approved, in words and whole, and what is approved is the plan with the digest that was
+typed: a coordinator that swaps what waits gets another plan to wait beside it.
+"""
+
+import json
+import sys
+from collections.abc import Collection
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+
+from deploy.site import HERE, Folder, app, fail, one_line
+from flows.plan import Plan, PlanError, make_plan
+from flows.settings import SettingsError, SiteFolder
+from flows.site_log import LogChanged, SiteLog
+from protocols.consortium import fingerprint
+from protocols.decisions import Decision
+from protocols.errors import Refused
+from protocols.vault import Vault
+
+LEAST_DIGITS = 12
+"""Of a digest that is typed: its first digits alone name a plan that was shown here, and no other that waits."""
+
+Training = Annotated[str, typer.Argument(help="The training's name.")]
+
+
+@app.command()
+def show(
+    training: Training,
+    folder: Folder = HERE,
+    text: Annotated[bool, typer.Option("--text", help="Print the plans themselves, as JSON.")] = False,
+) -> None:
+    """Tell what a training asks of this site, plan by plan, before you approve one."""
+    with one_line():
+        site = SiteFolder.read(folder)
+        vault = site.open_vault()
+    plans = vault.plans(training)
+    known = vault.decision(training)
+    if not plans and known is None:
+        raise fail(f"{training}: no plan of this name waits here: see fedseal site status")
+    if known is not None and known.withdrawn:
+        print(withdrawn_line(training, known))
+    for digest, canonical in plans.items():
+        vault.show(training, digest)
+        if text:
+            print(json.dumps(json.loads(canonical), indent=2))
+            continue
+        word = vault.decision(training, digest)
+        print(f"{training}: plan {digest}: {word.decision if word else 'unknown'}")
+        for line in plan_lines(site, vault, training, read_waiting(canonical)):
+            print(f"  {line}")
+        if word is not None and word.decision == "pending":
+            print(f"To approve exactly this plan: fedseal site approve {training} {digest}")
+    if len(plans) > 1:
+        print(f"{len(plans)} plans have been asked for under this name: compare them before you approve one.")
+
+
+@app.command()
+def approve(
+    training: Training,
+    digest: Annotated[
+        str, typer.Argument(help=f"The plan's digest, as shown, or its first digits: {LEAST_DIGITS} at least.")
+    ] = "",
+    folder: Folder = HERE,
+) -> None:
+    """Let the site take part in a training under exactly the plan that you name; fedseal site show shows it."""
+    with one_line():
+        site = SiteFolder.read(folder)
+        vault = site.open_vault()
+    plans = vault.plans(training)
+    if not plans:
+        raise fail(f"{training}: no plan of this name waits here: see fedseal site status")
+    if not digest:
+        show(training, folder, False)
+        raise fail(f"{training}: nothing was approved: read what is shown, and name the plan's digest")
+    plan = named_plan(digest, plans.keys(), vault.shown(training))
+    if plan is None:
+        raise fail(
+            f"{training}: {digest} names no plan that waits here and was shown to you: see fedseal site show {training}"
+        )
+    try:
+        with one_line():
+            vault.decide(Decision(training, plan, plans[plan], "approved"))
+    except Refused as refused:
+        raise fail(refused.reason) from None
+    SiteLog(vault.folder).append("approved", training=training, plan=plan)
+    print(f"approved: {training}, plan {plan}", file=sys.stderr)
+
+
+def named_plan(typed: str, waiting: Collection[str], shown: Collection[str]) -> str | None:
+    """Find the one plan that a data steward names.
+
+    First digits alone name only what was shown here: whoever writes plans can make two whose digests begin alike, have
+    one looked at, and then have the other wait in its place.
+
+    Args:
+        typed: the digest, or its first digits.
+        waiting: the digests of the plans that wait.
+        shown: of these, those that were shown.
+    """
+    if typed in waiting:
+        return typed
+    found = [plan for plan in waiting if plan.startswith(typed)]
+    return found[0] if len(typed) >= LEAST_DIGITS and len(found) == 1 and found[0] in shown else None
+
+
+@app.command()
+def revoke(training: Training, folder: Folder = HERE) -> None:
+    """Withdraw from a training: a participation that runs ends before its next answer, and none is begun."""
+    with one_line():
+        vault = SiteFolder.read(folder).open_vault()
+        known = vault.decision(training)
+        plan = (known.plan if known else "") or vault.trainings().get(training, "")
+        vault.decide(Decision(training, plan, "", "revoked"))
+    SiteLog(vault.folder).append("withdrawn", training=training)
+    print(f"withdrawn: {training}", file=sys.stderr)
+
+
+@app.command("log")
+def show_log(
+    folder: Folder = HERE,
+    verify: Annotated[bool, typer.Option("--verify", help="Check that no line was changed; print the head.")] = False,
+    since: Annotated[str, typer.Option(help="From this day or time on, as in 2026-11-28 or 2026-11-28T06:00Z.")] = "",
+) -> None:
+    """Show what was asked of the site, what it answered and what was decided. Exit code 2 if the log was changed."""
+    with one_line():
+        log = SiteLog(SiteFolder.read(folder).open_vault().folder)
+    try:
+        from_time = as_time(since) if since else None
+        if verify:
+            number, head = log.verify()
+            print(f"{number} lines, none changed. Keep this elsewhere: line {number}, head {head}")
+            return
+        for line in log.read(from_time):
+            words = " ".join(f"{name}={shown(value)}" for name, value in line.fields.items())
+            print(f"{line.number} {line.time:%Y-%m-%d %H:%M:%S} {line.event} {words}".rstrip())
+    except ValueError:
+        raise fail(f"--since {since}: is no day or time: write it as 2026-11-28 or 2026-11-28T06:00Z") from None
+    except LogChanged as changed:
+        raise fail(f"{log.path}: {changed}") from None
+
+
+def read_waiting(canonical: str) -> Plan:
+    """Read a plan that waits.
+
+    Raises:
+        typer.Exit: this version of fedseal, newer than the text, does not read it.
+    """
+    try:
+        return make_plan(json.loads(canonical), source="plan")
+    except (PlanError, ValueError) as error:
+        raise fail(f"{error}: ask the coordinator to start it anew") from None
+
+
+def plan_lines(site: SiteFolder, vault: Vault, training: str, plan: Plan) -> list[str]:
+    """What a plan asks of this site, in a steward's words.
+
+    Args:
+        site: the site's folder.
+        vault: knows what was decided and done before.
+        training: the training's name.
+        plan: the plan that it would run under.
+    """
+    rules, folder = plan.protection, site.data.get(plan.data)
+    others = [name for name in plan.sites if name != site.name]
+    lines = [
+        f"asked by     {asker(site)}",
+        f"task         {plan.task}{'' if plan.task in site.policy.tasks else ', which is NOT on your list'}",
+        f"data set     {plan.data}: {folder or 'no folder is named for it here'}",
+        f"with         {', '.join(others)}; a sum needs {rules.threshold} of {len(plan.sites)} sites, and "
+        f"{rules.colluding} of them may collude with the coordinator",
+        f"rounds       {plan.rounds}, at most {plan.max_attempts} attempts at each, local work of at most "
+        f"{plan.deadlines.train_s:g} s",
+        protection_line(plan),
+    ]
+    earlier = earlier_trainings(vault, training, plan.data)
+    return [*lines, f"earlier      {'; '.join(earlier) or 'none on this data set, as far as the log knows'}"]
+
+
+def asker(site: SiteFolder) -> str:
+    """Who signs the requests of a training."""
+    try:
+        return f"the coordinator, key {fingerprint(site.consortium.coordinator)} (of your consortium file)"
+    except SettingsError as error:
+        return f"the coordinator; its key is not known: {error}"
+
+
+def protection_line(plan: Plan) -> str:
+    """Say how what leaves is protected."""
+    if plan.protection.protocol == "plain":
+        return "protection   NONE: the plain protocol shows this site's own update and counts to the coordinator"
+    rules = plan.privacy
+    if rules.unit == "none":
+        return "protection   secure sums; NO differential privacy: sums and model may tell of single records"
+    return (
+        f"protection   secure sums; differential privacy: epsilon {rules.epsilon:g} at delta {rules.delta:g} for "
+        f"adding or removing one {rules.unit}"
+    )
+
+
+def earlier_trainings(vault: Vault, training: str, data: str) -> list[str]:
+    """The other trainings that this site has joined on a data set, and how many sums each has come to."""
+    found = {}
+    for line in SiteLog(vault.folder).read():
+        name = line.fields.get("training")
+        if line.event == "joined" and line.fields.get("data") == data and name != training:
+            sums = sum(context.confirmed for context in vault.of_training(str(name)))
+            found[name] = f"{name} ({sums} sums with {line.fields.get('sites')})"
+    return list(found.values())
+
+
+def withdrawn_line(training: str, decision: Decision) -> str:
+    """Say why a site takes no part in a training any more, and what can be done."""
+    if decision.decision == "restored":
+        return (
+            f"{training}: this vault was put back from a copy that knew this training: no approval brings it back. The "
+            "coordinator can start the training under a new name."
+        )
+    return f"{training}: the site has withdrawn; approving a plan takes that back."
+
+
+def as_time(text: str) -> datetime:
+    """Read a day or a time; without a zone it is UTC.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def shown(value: object) -> str:
+    """A field as a terminal may show it: a refused request may have held any character."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))

@@ -1,0 +1,160 @@
+"""The data steward's commands: a plan is seen before it is approved, and what is approved is the one that was named."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.up import Home, found_home
+from flows.plan import Plan, make_plan
+from flows.site_log import SiteLog
+from protocols.decisions import MOST_WAITING_OF_TRAINING, Decision
+from protocols.vault import Vault
+from tests.deploy.command import fedseal
+
+SITES = ("north", "east", "south")
+FIELDS = {
+    "name": "tiny",
+    "task": "tests.flows.tasks:Tiny",
+    "data": "tiny",
+    "sites": list(SITES),
+    "rounds": 3,
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """Three sites and a coordinator, founded."""
+    return found_home(tmp_path / "home", SITES, "http://127.0.0.1:9/api")
+
+
+@pytest.fixture
+def vault(home: Home) -> Iterator[Vault]:
+    """The vault of the site north."""
+    opened = Vault(home.site("north") / "vault")
+    yield opened
+    opened.close()
+
+
+def plan_of(**fields: object) -> Plan:
+    return make_plan({**FIELDS, **fields}, source="test")
+
+
+def wait(vault: Vault, plan: Plan, training: str = "t-1") -> str:
+    """Have a plan wait; gives its digest."""
+    vault.decide(Decision(training, plan.digest, plan.to_json(), "pending"))
+    return plan.digest
+
+
+def site(home: Home, *words: str) -> tuple[int, str, str]:
+    return fedseal("site", *words, "--folder", str(home.site("north")))
+
+
+def test_a_plan_is_shown_in_words_before_anything_is_approved(home: Home, vault: Vault) -> None:
+    digest = wait(vault, plan_of(rounds=7))
+    assert "t-1: pending" in site(home, "status")[1]
+    assert "fedseal site show t-1" in site(home, "status")[1]
+    code, out, _ = site(home, "show", "t-1")
+    assert code == 0
+    for words in (
+        f"plan {digest}: pending",
+        "asked by     the coordinator, key ",
+        "tests.flows.tasks:Tiny, which is NOT on your list",
+        "tiny: no folder is named for it here",
+        "with         east, south; a sum needs 3 of 3 sites",
+        "rounds       7, at most 3 attempts",
+        "NO differential privacy",
+        f"fedseal site approve t-1 {digest}",
+    ):
+        assert words in out, out
+    assert json.loads(site(home, "show", "t-1", "--text")[1]) == json.loads(plan_of(rounds=7).to_json())
+    assert site(home, "show", "t-2")[0] == 2
+
+
+def test_without_a_digest_the_plan_is_shown_and_nothing_approved(home: Home, vault: Vault) -> None:
+    wait(vault, plan_of())
+    code, out, err = site(home, "approve", "t-1")
+    assert code == 2 and "rounds       3" in out and "nothing was approved" in err
+    found = vault.decision("t-1")
+    assert found is not None and found.decision == "pending"
+
+
+def test_what_is_approved_is_the_plan_that_was_named_and_no_other(home: Home, vault: Vault) -> None:
+    digest = wait(vault, plan_of())
+    other = wait(vault, plan_of(rounds=900))
+    assert site(home, "approve", "t-1", "e" * 64)[0] == 2
+    assert site(home, "approve", "t-1", digest)[0] == 0
+    wait(vault, plan_of(rounds=901))
+    words = {one.plan: one.decision for one in vault.decisions()}
+    assert words[digest] == "approved" and words[other] == "pending"
+    assert [line.fields["plan"] for line in SiteLog(vault.folder).read() if line.event == "approved"] == [digest]
+
+
+def test_first_digits_name_a_plan_that_was_shown(home: Home, vault: Vault) -> None:
+    digest = wait(vault, plan_of())
+    assert site(home, "approve", "t-1", digest[:12])[0] == 2
+    site(home, "show", "t-1")
+    assert site(home, "approve", "t-1", digest[:11])[0] == 2
+    assert site(home, "approve", "t-1", digest[:12])[0] == 0
+
+
+def test_a_plan_that_takes_the_place_of_the_one_shown_is_not_approved_by_its_first_digits(
+    home: Home, vault: Vault
+) -> None:
+    """Whoever writes plans can have two digests begin alike, here by fiat, and push out the one that was looked at."""
+    shown, swapped = "ab" * 32, "ab" * 20 + "cd" * 12
+    vault.decide(Decision("t-1", shown, plan_of().to_json(), "pending"))
+    site(home, "show", "t-1")
+    for number in range(MOST_WAITING_OF_TRAINING):
+        wait(vault, plan_of(rounds=10 + number))
+    vault.decide(Decision("t-1", swapped, plan_of(rounds=900).to_json(), "pending"))
+    assert shown not in vault.plans("t-1")
+    assert site(home, "approve", "t-1", shown[:16])[0] == 2
+
+
+def test_to_withdraw_and_to_come_back(home: Home, vault: Vault) -> None:
+    digest = wait(vault, plan_of())
+    site(home, "approve", "t-1", digest)
+    assert site(home, "revoke", "t-1")[0] == 0 and site(home, "revoke", "t-2")[0] == 0
+    assert {one.training: one.decision for one in vault.decisions()} == {"t-1": "revoked", "t-2": "revoked"}
+    assert "no plan of this name" in site(home, "approve", "t-2")[2]
+    assert "the site has withdrawn" in site(home, "show", "t-1")[1]
+    assert site(home, "approve", "t-1", digest)[0] == 0
+    assert not vault.withdrawn("t-1")
+    events = [line.event for line in SiteLog(vault.folder).read()]
+    assert events == ["approved", "withdrawn", "withdrawn", "approved"]
+
+
+def test_no_approval_brings_back_what_a_restored_vault_knew(home: Home, vault: Vault) -> None:
+    digest = wait(vault, plan_of())
+    vault.close()
+    (home.site("north") / "vault" / "place").unlink()
+    code, out, err = site(home, "approve", "t-1", digest)
+    assert (code, out) == (2, "") and "put back from a copy" in err
+    assert "no approval brings it back" in site(home, "show", "t-1")[1]
+    assert "t-1: restored" in site(home, "status")[1]
+
+
+def test_the_log_is_shown_checked_and_cut_to_a_time(home: Home, vault: Vault) -> None:
+    SiteLog(vault.folder).append("refused", step="join", reason="bad \x1b[2J name")
+    site(home, "revoke", "t-9")
+    code, out, _ = site(home, "log")
+    assert code == 0 and "refused reason=bad \\x1b[2J name step=join" in out
+    assert "\x1b" not in out and "withdrawn training=t-9" in out
+    assert "2 lines, none changed" in site(home, "log", "--verify")[1]
+    assert site(home, "log", "--since", "2999-01-01") == (0, "", "")
+    assert site(home, "log", "--since", "yesterday")[0] == 2
+    path = vault.folder / "log.jsonl"
+    path.write_text(path.read_text().replace("join", "mask"))
+    code, _, err = site(home, "log", "--verify")
+    assert code == 2 and "line 1 is not as it was written" in err
+
+
+def test_the_trainings_that_were_joined_on_the_same_data_are_shown(home: Home, vault: Vault) -> None:
+    log = SiteLog(vault.folder)
+    for training, data in (("t-0", "tiny"), ("t-1", "tiny"), ("other", "heart")):
+        log.append("joined", training=training, data=data, sites="east, north, south")
+    wait(vault, plan_of())
+    out = site(home, "show", "t-1")[1]
+    assert "earlier      t-0 (0 sums with east, north, south)\n" in out
