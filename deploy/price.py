@@ -85,14 +85,15 @@ def message_bytes(plan: Plan, purpose: Purpose, segments: tuple[Segment, ...]) -
     context = AttemptContext(
         purpose, name, round_, 1, plan.digest, keys, rules.threshold, rules.colluding, digest, segments, {}
     )
-    opened = [advertise(identity, consortium, context, NO_HISTORY) for identity in identities.values()]
+    opened = [advertise(identity, consortium, context, NO_HISTORY, answers=digest) for identity in identities.values()]
     me = identities[plan.sites[0]]
-    _, shares = share(me, opened[0][0], AskShare(tuple(advert for _, advert in opened)))
-    masked = envelope(me, "masked", digest, COORDINATOR, MaskedVector(digest, vector_bytes(segments)))
-    confirmation = envelope(me, "confirmation", digest, EVERYONE, Confirmation(plan.sites))
+    _, shares = share(me, opened[0][0], AskShare(tuple(advert for _, advert in opened)), answers=digest)
+    say = partial(envelope, me, answers=digest)
+    masked = say("masked", digest, COORDINATOR, MaskedVector(digest, vector_bytes(segments)))
+    confirmation = say("confirmation", digest, EVERYONE, Confirmation(plan.sites))
     revealed = Reveal({site: "0" * 2 * SHARE_BYTES for site in plan.sites}, {})
-    done = [envelope(me, "done", digest, COORDINATOR, Done()) for _ in work_of(plan, purpose)]
-    sent = [opened[0][1], *shares, masked, confirmation, envelope(me, "reveal", digest, COORDINATOR, revealed), *done]
+    done = [say("done", digest, COORDINATOR, Done()) for _ in work_of(plan, purpose)]
+    sent = [opened[0][1], *shares, masked, confirmation, say("reveal", digest, COORDINATOR, revealed), *done]
     return sum(len(message.to_json()) for message in sent)
 
 

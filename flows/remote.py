@@ -4,7 +4,7 @@ For each site of a training there is a *link*: the participation run that is ask
 it. A participation is started when the site's worker is seen to be online; when it has ended, another is started and
 joined before anything else is asked, so that a site that was killed goes on in the same round. A cancelled one is the
 site's withdrawal. One thread looks for answers and for the state of the runs; an answer that its site has not signed
-is thrown away, and the wait goes on.
+to that very request is thrown away, and the wait goes on.
 """
 
 import logging
@@ -38,7 +38,7 @@ from flows.settings import PARTICIPATE, pool_of
 from flows.site import Answer
 from protocols.errors import BadMessage
 from protocols.keys import Consortium, InvalidKey, verify
-from protocols.messages import COORDINATOR, Envelope
+from protocols.messages import COORDINATOR, Envelope, check_answers
 
 LOOK_S = 2.0
 """Seconds between two looks at the states of the runs, and the longest at a worker that is not there."""
@@ -78,6 +78,15 @@ class Link:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Question:
+    """A request that waits for its answer; an empty one tells that something else was thrown away."""
+
+    site: str
+    request: Envelope
+    answers: queue.SimpleQueue[Answer] = field(default_factory=queue.SimpleQueue)
+
+
 class RemoteSites:
     """Sites that are reached through the Prefect API.
 
@@ -112,7 +121,7 @@ class RemoteSites:
         self._links = {site: Link() for site in consortium.sites}
         self._ended: dict[UUID, StateType] = {}
         self._read: set[str] = set()
-        self._waiting: dict[str, tuple[str, queue.SimpleQueue[Answer]]] = {}
+        self._waiting: dict[str, Question] = {}
         self._wake, self._ending = threading.Event(), ending
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -227,9 +236,9 @@ class RemoteSites:
             MailboxError: the server does not take the request.
         """
         key, asked = request_key(request), time.monotonic()
-        expected, answers, box = answer_key(site, key), queue.SimpleQueue[Answer](), Mailbox(self._client, run)
+        expected, question, box = answer_key(site, key), Question(site, request), Mailbox(self._client, run)
         text, parcel = pack((request,), self._store, COORDINATOR)
-        self._waiting[expected] = (site, answers)
+        self._waiting[expected] = question
         try:
             if expected in self._read:  # asked before: that answer is not the one to this
                 self._answers.delete(expected)
@@ -239,7 +248,7 @@ class RemoteSites:
             again = math.inf
             while (left := deadline - time.monotonic()) > 0 and not self._ending.is_set():
                 with suppress(queue.Empty):
-                    if answer := answers.get(timeout=min(left, 0.5)):
+                    if answer := question.answers.get(timeout=min(left, 0.5)):
                         return answer
                     again = time.monotonic() + AGAIN_S
                 if time.monotonic() > again:  # the site's own answer may have been thrown away with a forged one
@@ -281,18 +290,17 @@ class RemoteSites:
             self._wake.wait(pause_s)
 
     def _deliver(self, key: str, text: str) -> None:
-        """Hand an answer to who waits for it, if its site has signed it; ``_tidy`` deletes it.
+        """Hand an answer to who waits for it, if its site has signed it to that request; ``_tidy`` deletes it.
 
-        A forged one is deleted at once, since the site's own comes under the same key; an empty answer tells of it.
+        Another one is deleted at once, since the site's own comes under the same key; an empty answer tells of it.
         """
-        site, answers = self._waiting.get(key, ("", None))
-        if answers is not None:
+        if (question := self._waiting.get(key)) is not None:
             try:
-                answers.put(self._signed(site, unpack(text, self._store, site)))
+                question.answers.put(self._signed(question, unpack(text, self._store, question.site)))
             except BadMessage as bad:
                 log.warning("threw away %s: %s", key, bad)
                 self._answers.delete(key)
-                answers.put(())
+                question.answers.put(())
                 return
         self._read.add(key)
 
@@ -301,7 +309,8 @@ class RemoteSites:
             self._answers.delete(key)
             self._read.discard(key)
 
-    def _signed(self, site: str, messages: Answer) -> Answer:
+    def _signed(self, question: Question, messages: Answer) -> Answer:
+        site = question.site
         try:
             for message in messages:
                 if message.sender != site:
@@ -311,6 +320,7 @@ class RemoteSites:
             raise BadMessage(site, "answer", "the site has not signed it") from None
         if not messages:
             raise BadMessage(site, "answer", "the answer is empty")
+        check_answers(messages, question.request)
         return messages
 
     def _look_at_runs(self) -> None:

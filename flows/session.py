@@ -25,7 +25,7 @@ from ml_tasks.task import Task
 from protocols.contexts import AttemptContext, Purpose
 from protocols.errors import BadInput, BadMessage, Pending
 from protocols.keys import Consortium, Identity
-from protocols.messages import Advert, Refusal, envelope, open_body
+from protocols.messages import Advert, Refusal, check_answers, envelope, open_body
 from protocols.vault import Vault
 
 LONGEST_REASON = 500
@@ -142,6 +142,10 @@ class Session:
         seconds = time.monotonic() - began
         if isinstance(answer, Absent):
             return answer, seconds
+        try:
+            check_answers(answer, request)
+        except BadMessage as bad:
+            return Absent(f"no answer: {bad}"), seconds
         with self._lock:
             self._sent[context, site] += sum(len(message.to_json()) for message in answer)
         if len(answer) == 1 and answer[0].kind == "refusal":

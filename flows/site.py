@@ -145,7 +145,7 @@ class Site:
         return (self._reply(request, "refusal", Refusal(step, error, reason)),)
 
     def _reply(self, request: Envelope, kind: str, body: object) -> Envelope:
-        return envelope(self.identity, kind, request.context, COORDINATOR, body)
+        return envelope(self.identity, kind, request.context, COORDINATOR, body, request.digest)
 
     def _open(self, cls: type[Body], request: Envelope, context: Callable[[Body], str]) -> Body:
         """Verify a request whose context follows from its own body."""
@@ -417,7 +417,7 @@ class Site:
         )
         vector = encode(self.identity.name, values, context.segments, key)
         self._hand_over(context.training, context.digest, vector.tobytes())
-        return (plain.submit(self.identity, context, vector),)
+        return (plain.submit(self.identity, context, vector, request.digest),)
 
 
 def in_process(plan: Plan, site: str, folder: Path | None) -> "InProcess":

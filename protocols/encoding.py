@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from protocols.errors import BadInput, RingTooSmall
+from protocols.errors import BadInput, Refused, RingTooSmall
 from protocols.masks import keystream
 
 CLAMPED = "clamped"
@@ -110,11 +110,12 @@ def encode(
         The vector on the wire, shape (vector_bytes(segments),).
 
     Raises:
-        BadInput: NaN, infinity, a wrong shape, or values that are not those of the table; names the site.
+        Refused: a segment's values are missing, or there are others: work was not done, and no data are at fault.
+        BadInput: NaN, infinity or a wrong shape; names the site.
     """
     expected = {segment.name for segment in segments} - {CLAMPED}
     if set(values) != expected or segments[-1].name != CLAMPED:
-        raise BadInput(site, "encode", "the values are not those of the segment table")
+        raise Refused(site, "encode", "this site has not done its local work for this attempt")
     for segment in segments[:-1]:
         if (shape := values[segment.name].shape) != (segment.length,):
             raise BadInput(site, "encode", f"segment {segment.name} has shape {shape}, not ({segment.length},)")

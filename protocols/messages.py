@@ -6,7 +6,7 @@ and the receiver, and then every field. Bytes are lower-case hex. Nothing is eve
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -19,6 +19,7 @@ from protocols.keys import Identity, InvalidKey, framed, verify
 
 COORDINATOR = "@coordinator"
 EVERYONE = "@everyone"
+UNSIGNED = "0" * 128
 
 Step = Literal["advertise", "share", "mask", "confirm", "reveal"]
 Hex = Annotated[str, Field(pattern=r"^([0-9a-f]{2})*$")]
@@ -40,6 +41,7 @@ class Envelope:
         receiver: a site's name, ``@coordinator`` or ``@everyone``.
         body: JSON text; the signature covers its exact bytes.
         signature: Ed25519, 128 hex digits.
+        answers: digest of the request that this answers, 64 hex digits; empty in a request.
     """
 
     kind: Annotated[str, Field(pattern=r"^[a-z/]{1,32}$")]
@@ -48,11 +50,13 @@ class Envelope:
     receiver: Annotated[str, Field(pattern=r"^([a-z0-9-]{1,32}|@coordinator|@everyone)$")]
     body: str
     signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+    answers: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
 
     @property
     def signed_bytes(self) -> bytes:
         """What the signature covers (SPEC 5.1)."""
-        return framed(SPEC_VERSION, "envelope", self.kind, self.context, self.sender, self.receiver, self.body)
+        place = (self.kind, self.context, self.sender, self.receiver, self.answers)
+        return framed(SPEC_VERSION, "envelope", *place, self.body)
 
     @property
     def digest(self) -> str:
@@ -207,16 +211,35 @@ Body = TypeVar("Body")
 _adapters: dict[type, TypeAdapter[Any]] = {}
 
 
-def envelope(identity: Identity, kind: str, context: str, receiver: str, body: Any) -> Envelope:
-    """Sign ``body`` into an envelope from ``identity`` (SPEC 5.1)."""
-    unsigned = Envelope(kind, context, identity.name, receiver, canonical(asdict(body)), "0" * 128)
-    return Envelope(kind, context, identity.name, receiver, unsigned.body, identity.sign(unsigned.signed_bytes).hex())
+def envelope(identity: Identity, kind: str, context: str, receiver: str, body: Any, answers: str = "") -> Envelope:
+    """Sign ``body`` into an envelope from ``identity``: a request, or what answers one (SPEC 5.1).
+
+    Args:
+        identity: the sender's.
+        kind, context, receiver: as in ``Envelope``.
+        body: the kind's dataclass.
+        answers: as in ``Envelope``.
+    """
+    text = canonical(asdict(body))
+    return signed(identity, Envelope(kind, context, identity.name, receiver, text, UNSIGNED, answers))
+
+
+def readdressed(identity: Identity, message: Envelope, answers: str) -> Envelope:
+    """The same words of ``identity``'s as the answer to another request; to the same request, the same bytes."""
+    return signed(identity, replace(message, answers=answers))
+
+
+def signed(identity: Identity, message: Envelope) -> Envelope:
+    """The same envelope with the signature of ``identity``, its sender."""
+    return replace(message, signature=identity.sign(message.signed_bytes).hex())
 
 
 def open_body(
     cls: type[Body], message: Envelope, *, key: str, kind: str, context: str, sender: str, receiver: str
 ) -> Body:
     """Verify an envelope and parse its body (SPEC 5.2).
+
+    Whether it answers the request that was made is for whoever has asked to see (``check_answers``).
 
     Args:
         cls: the body's dataclass.
@@ -237,6 +260,17 @@ def open_body(
     except InvalidKey:
         raise BadMessage(sender, kind, "the signature does not verify") from None
     return parse(cls, message.body, party=sender, step=kind)
+
+
+def check_answers(messages: Iterable[Envelope], request: Envelope) -> None:
+    """Check that each of these answers names this very request: a genuine answer to another is none (SPEC 5.2).
+
+    Raises:
+        BadMessage: naming the sender of one that does not.
+    """
+    for message in messages:
+        if message.answers != request.digest:
+            raise BadMessage(message.sender, "answer", "it answers another request")
 
 
 def adapter(cls: type[Body]) -> TypeAdapter[Body]:

@@ -15,10 +15,10 @@ from protocols.keys import Identity
 from protocols.messages import COORDINATOR, Envelope, MaskedVector, envelope, open_body
 
 
-def submit(identity: Identity, context: AttemptContext, vector: NDArray[np.uint8]) -> Envelope:
-    """Sign the digest of an unmasked vector. Kind ``plain``."""
+def submit(identity: Identity, context: AttemptContext, vector: NDArray[np.uint8], answers: str = "") -> Envelope:
+    """Sign the digest of an unmasked vector, as what ``answers`` a request. Kind ``plain``."""
     body = MaskedVector(hashlib.sha256(vector.data).hexdigest(), vector.nbytes)
-    return envelope(identity, "plain", context.digest, COORDINATOR, body)
+    return envelope(identity, "plain", context.digest, COORDINATOR, body, answers)
 
 
 def check_submitted(context: AttemptContext, site: str, message: Envelope) -> MaskedVector:

@@ -100,6 +100,7 @@ def advertise(
     context: AttemptContext,
     history: History,
     entropy: Entropy = system_entropy,
+    answers: str = "",
 ) -> tuple[Advertised, Envelope]:
     """Draw two fresh key pairs and sign the public halves (SPEC 4.1).
 
@@ -109,6 +110,7 @@ def advertise(
         context: the attempt.
         history: what the advert says of the site's past; its ledger has this attempt's line.
         entropy: gives random bytes.
+        answers: digest of the request; empty where there is none.
 
     Raises:
         Refused: if the attempt breaks a rule of SPEC 8.
@@ -119,17 +121,24 @@ def advertise(
         raise Refused(identity.name, "advertise", "the roster gives this site another identity key")
     mask_secret, channel_secret = entropy(SEED_BYTES), entropy(SEED_BYTES)
     keys = Advert.of(public_of(mask_secret).hex(), public_of(channel_secret).hex(), history)
-    advert = envelope(identity, "advert", context.digest, EVERYONE, keys)
+    advert = envelope(identity, "advert", context.digest, EVERYONE, keys, answers)
     return Advertised(context, mask_secret, channel_secret, advert), advert
 
 
 def share(
-    identity: Identity, state: Advertised, request: AskShare, entropy: Entropy = system_entropy
+    identity: Identity, state: Advertised, request: AskShare, entropy: Entropy = system_entropy, answers: str = ""
 ) -> tuple[Shared, tuple[Envelope, ...]]:
     """Deal shares of the self-mask seed and of the masking key to every advertised site (SPEC 4.2).
 
     Each receiver's two shares are sealed to its channel key and committed to; the site deals to itself like to any
     other.
+
+    Args:
+        identity: the site's.
+        state: after ``advertise``.
+        request: the roster's adverts.
+        entropy: gives random bytes.
+        answers: digest of the request's envelope; so in every step.
 
     Raises:
         BadMessage: a forged, foreign or repeated advert; names its sender.
@@ -153,11 +162,13 @@ def share(
             commit(round_digest, "self share", identity.name, receiver, self_share),
             commit(round_digest, "key share", identity.name, receiver, key_share),
         )
-        shares.append(envelope(identity, "share", round_digest, receiver, body))
+        shares.append(envelope(identity, "share", round_digest, receiver, body, answers))
     return Shared(state, adverts, round_digest, seed), tuple(shares)
 
 
-def mask(identity: Identity, state: Shared, request: AskMask, vector: NDArray[np.uint8]) -> tuple[Masked, Envelope]:
+def mask(
+    identity: Identity, state: Shared, request: AskMask, vector: NDArray[np.uint8], answers: str = ""
+) -> tuple[Masked, Envelope]:
     """Mask the encoded vector in place, over U2: the sites whose shares have arrived (SPEC 4.3).
 
     ``vector + PRG(b) + sum over later peers PRG(s) - sum over earlier peers PRG(s)``, peers in the order of their
@@ -168,6 +179,7 @@ def mask(identity: Identity, state: Shared, request: AskMask, vector: NDArray[np
         state: after ``share``.
         request: the shares sealed to this site, its own among them.
         vector: the encoded vector, shape (bytes,); becomes the masked vector.
+        answers: digest of the request's envelope.
 
     Raises:
         BadMessage: a share that is forged, repeated, does not open or does not match its commitments; names the dealer.
@@ -188,10 +200,10 @@ def mask(identity: Identity, state: Shared, request: AskMask, vector: NDArray[np
     masks += [pair_mask(secret, me, peer, state.adverts[peer], state.round) for peer in sorted(envelopes) if peer != me]
     apply_masks(vector, context.segments, masks)
     body = MaskedVector(hashlib.sha256(vector.data).hexdigest(), vector.nbytes)
-    return Masked(state, self_shares, key_shares), envelope(identity, "masked", state.round, COORDINATOR, body)
+    return Masked(state, self_shares, key_shares), envelope(identity, "masked", state.round, COORDINATOR, body, answers)
 
 
-def confirm(identity: Identity, state: Masked, request: AskConfirm) -> tuple[Confirmed, Envelope]:
+def confirm(identity: Identity, state: Masked, request: AskConfirm, answers: str = "") -> tuple[Confirmed, Envelope]:
     """Sign the survivor set U3, once and for all (SPEC 4.4).
 
     Raises:
@@ -207,14 +219,14 @@ def confirm(identity: Identity, state: Masked, request: AskConfirm) -> tuple[Con
     if len(survivors) < threshold:
         raise Refused(identity.name, "confirm", f"{len(survivors)} survivors, {threshold} are needed")
     agreed = tuple(sorted(survivors))
-    confirmation = envelope(identity, "confirmation", state.shared.round, EVERYONE, Confirmation(agreed))
+    confirmation = envelope(identity, "confirmation", state.shared.round, EVERYONE, Confirmation(agreed), answers)
     return Confirmed(state, agreed), confirmation
 
 
-def reveal(identity: Identity, state: Confirmed, request: AskReveal) -> Envelope:
+def reveal(identity: Identity, state: Confirmed, request: AskReveal, answers: str = "") -> Envelope:
     """Reveal, for each site of U2, the self-mask share of a survivor or the key share of a dropped one (SPEC 4.5).
 
-    The answer depends on the confirmed survivor set alone, so that it may be asked for as often as it takes.
+    The body depends on the confirmed survivor set alone, so that it may be asked for as often as it takes.
 
     Raises:
         BadMessage: a confirmation that is forged, repeated, or of another survivor set; names its sender.
@@ -227,7 +239,7 @@ def reveal(identity: Identity, state: Confirmed, request: AskReveal) -> Envelope
         {dealer: share.hex() for dealer, share in state.masked.self_shares.items() if dealer in survivors},
         {dealer: share.hex() for dealer, share in state.masked.key_shares.items() if dealer not in survivors},
     )
-    return envelope(identity, "reveal", shared.round, COORDINATOR, body)
+    return envelope(identity, "reveal", shared.round, COORDINATOR, body, answers)
 
 
 def verify_adverts(context: AttemptContext, messages: tuple[Envelope, ...]) -> tuple[dict[str, Advert], str]:

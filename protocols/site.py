@@ -32,6 +32,7 @@ from protocols.messages import (
     Envelope,
     adapter,
     open_body,
+    readdressed,
 )
 from protocols.privacy.noise import add_noise
 from protocols.secagg_site import Advertised, Confirmed, Masked, Shared
@@ -88,7 +89,7 @@ def advertise(
 
         def step() -> tuple[State, Answer]:
             history = vault.history(context.training)
-            state, advert = secagg_site.advertise(identity, consortium, context, history, entropy)
+            state, advert = secagg_site.advertise(identity, consortium, context, history, entropy, request.digest)
             return state, (advert,)
 
         return _once(vault, identity, context.digest, "advertise", request, step)
@@ -107,7 +108,9 @@ def share(vault: Vault, consortium: Consortium, request: Envelope, entropy: Entr
         context = _open_context(vault, identity, request, "share")
 
         def step() -> tuple[State, Answer]:
-            state, shares = secagg_site.share(identity, _state(Advertised, context, identity, "share"), ask, entropy)
+            state, shares = secagg_site.share(
+                identity, _state(Advertised, context, identity, "share"), ask, entropy, request.digest
+            )
             for peer, advert in state.adverts.items():
                 if not vault.witness(peer, *advert.seen(state.advertised.context)):
                     raise Refused(
@@ -153,7 +156,7 @@ def mask(
             vector = encode(identity.name, values, attempt.segments, rounding_key, count_clamped=not private)
             if private:
                 add_noise(vector, attempt.segments, attempt.noise, entropy)
-            masked, message = secagg_site.mask(identity, state, ask, vector)
+            masked, message = secagg_site.mask(identity, state, ask, vector, request.digest)
             vault.keep_masked(context.attempt_context, vector.data)
             if unspent(vault.ledger_of(context.attempt_context)):
                 vault.enter(LedgerEntry("spent", context.attempt_context))
@@ -170,7 +173,8 @@ def confirm(vault: Vault, consortium: Consortium, request: Envelope) -> Answer:
         context = _open_context(vault, identity, request, "confirm")
 
         def step() -> tuple[State, Answer]:
-            state, confirmation = secagg_site.confirm(identity, _state(Masked, context, identity, "confirm"), ask)
+            before = _state(Masked, context, identity, "confirm")
+            state, confirmation = secagg_site.confirm(identity, before, ask, request.digest)
             vault.add_confirmed(context.training, request.context, state.survivors)
             return state, (confirmation,)
 
@@ -178,20 +182,21 @@ def confirm(vault: Vault, consortium: Consortium, request: Envelope) -> Answer:
 
 
 def reveal(vault: Vault, consortium: Consortium, request: Envelope) -> Answer:
-    """Reveal what unmasks the confirmed sum (SPEC 4.5, rule 2); the same answer whenever it is asked.
+    """Reveal what unmasks the confirmed sum (SPEC 4.5, rule 2); the same body whenever it is asked.
 
-    The first request must carry enough confirmations; a later one may carry others, since the answer is fixed by then.
+    The first request must carry enough confirmations; a later one may carry others, since the body is fixed by then,
+    and is answered under its own name.
     """
     identity = vault.identity
     ask = _ask(AskReveal, identity, consortium, request, "reveal")
     with vault.exclusive():
         context = _open_context(vault, identity, request, "reveal")
         if (entry := vault.entry(context.attempt_context, "reveal")) is not None:
-            return _replay(entry)
+            return tuple(readdressed(identity, message, request.digest) for message in _replay(entry))
 
         def step() -> tuple[State, Answer]:
             state = _state(Confirmed, context, identity, "reveal")
-            return state, (secagg_site.reveal(identity, state, ask),)
+            return state, (secagg_site.reveal(identity, state, ask, request.digest),)
 
         return _once(vault, identity, context.attempt_context, "reveal", request, step)
 

@@ -9,7 +9,7 @@ import pytest
 
 from protocols import secagg_coordinator as coordinator
 from protocols import shamir
-from protocols.errors import BadDealer, BadInput, BadMessage, BelowThreshold
+from protocols.errors import BadDealer, BadInput, BadMessage, BelowThreshold, Refused
 from protocols.keys import seal
 from protocols.messages import (
     AskMask,
@@ -47,7 +47,7 @@ def test_a_wrong_shape_names_the_site_and_the_shapes(tmp_path: Path, shape: tupl
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "renamed", "clamped"])
-def test_wrong_segments_name_the_site(tmp_path: Path, change: str) -> None:
+def test_wrong_segments_are_refused_and_blame_no_data(tmp_path: Path, change: str) -> None:
     simulator, values = make(tmp_path)
     dealings = to_dealings(simulator)
     mine = dict(values["b"])
@@ -55,7 +55,7 @@ def test_wrong_segments_name_the_site(tmp_path: Path, change: str) -> None:
         mine.pop("update")
     if change != "missing":
         mine["clamped" if change == "clamped" else "other"] = np.zeros(5)
-    with pytest.raises(BadInput, match=r"^b: encode: the values are not those of the segment table$"):
+    with pytest.raises(Refused, match=r"^b: encode: this site has not done its local work for this attempt$"):
         mask(simulator, dealings, "b", mine)
 
 

@@ -231,6 +231,7 @@ def test_what_a_signature_covers_cannot_be_cut_differently() -> None:
         replace(one, kind="a", sender="bc"),
         replace(one, sender="cd", receiver="d"),
         replace(one, body="de"),
+        replace(one, answers=HEX),
     ):
         assert other.signed_bytes != one.signed_bytes
     assert replace(one, receiver="de", body="").signed_bytes != one.signed_bytes

@@ -22,7 +22,8 @@ __all__ = ["client"]
 
 CONTEXT = "1" * 64
 REQUEST = envelope(COORDINATOR_KEY, "ask/finish", CONTEXT, "ann", AskFinish("t"))
-ANSWER = envelope(KEYS["ann"], "done", CONTEXT, COORDINATOR, Done())
+ANSWER = envelope(KEYS["ann"], "done", CONTEXT, COORDINATOR, Done(), REQUEST.digest)
+TO_ANOTHER = envelope(KEYS["ann"], "done", CONTEXT, COORDINATOR, Done(), ANSWER.digest)
 
 
 class Line:
@@ -84,7 +85,10 @@ def test_an_answer_comes_back_and_leaves_no_message(line: Line) -> None:
 
 FORGED = {
     "unsigned": lambda: text(Envelope(**{**_fields(ANSWER), "signature": "00" * 64})),
-    "signed by another site": lambda: text(envelope(KEYS["bob"], "done", CONTEXT, COORDINATOR, Done())),
+    "signed by another site": lambda: text(envelope(KEYS["bob"], "done", CONTEXT, COORDINATOR, Done(), REQUEST.digest)),
+    "her own to another request": lambda: text(TO_ANOTHER),
+    "her own to no request": lambda: text(envelope(KEYS["ann"], "done", CONTEXT, COORDINATOR, Done())),
+    "one to another request of two": lambda: text(ANSWER, TO_ANOTHER),
     "signed by another in her name": lambda: text(Envelope(**{**_fields(ANSWER), "signature": _bobs(ANSWER)})),
     "changed": lambda: text(Envelope(**{**_fields(ANSWER), "kind": "refusal"})),
     "empty": lambda: "[]",
@@ -117,7 +121,7 @@ def test_a_forged_answer_is_thrown_away_and_the_true_one_taken(line: Line, forge
 
 
 def test_a_long_answer_comes_through_the_exchange(line: Line) -> None:
-    long = envelope(KEYS["ann"], "done", CONTEXT, COORDINATOR, AskJoin("t", "x" * 100_000))
+    long = envelope(KEYS["ann"], "done", CONTEXT, COORDINATOR, AskJoin("t", "x" * 100_000), REQUEST.digest)
 
     def play() -> None:
         message, parcel = pack((long,), line.exchange, "ann")

@@ -40,6 +40,7 @@ from protocols.messages import (
     AskShare,
     Envelope,
     Refusal,
+    check_answers,
     envelope,
     parse,
 )
@@ -169,6 +170,7 @@ class Hand:
         answer = unpack(text, self.exchange, site)
         for message in answer:
             verify(self.consortium.sites[site], message.signed_bytes, bytes.fromhex(message.signature))
+        check_answers(answer, request)
         self.answers.delete(key)
         self.attacker.seen += answer
         return answer

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as arrays
 from pydantic import ValidationError
 
 from protocols.encoding import CLAMPED, Segment, add, check_headroom, decode, elements, encode, integers, vector_bytes
-from protocols.errors import BadInput, RingTooSmall
+from protocols.errors import BadInput, Refused, RingTooSmall
 from protocols.masks import keystream
 
 KEY = bytes(range(32))
@@ -154,8 +154,8 @@ def test_a_value_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("names", [(), ("x", "y"), ("y",), ("x", CLAMPED)])
-def test_values_that_are_not_those_of_the_table_are_refused(names: tuple[str, ...]) -> None:
-    with pytest.raises(BadInput, match="table"):
+def test_values_that_are_not_those_of_the_table_are_refused_and_blame_no_data(names: tuple[str, ...]) -> None:
+    with pytest.raises(Refused, match="has not done its local work"):
         encode("site", {name: np.zeros(1) for name in names}, (Segment("x", 1, 32, 1.0, 1.0), COUNT), KEY)
 
 

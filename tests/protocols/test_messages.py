@@ -24,10 +24,12 @@ from protocols.messages import (
     Refusal,
     Reveal,
     SealedShare,
+    check_answers,
     envelope,
     from_distinct,
     open_body,
     parse,
+    readdressed,
 )
 from tests.bodies import BODIES
 from tests.vectors.load import own
@@ -154,6 +156,8 @@ def test_text_that_is_no_envelope_is_a_bad_message(text: str) -> None:
         {"body": "\ud800"},
         {"signature": "0" * 127},
         {"signature": "0" * 128 + "\n"},
+        {"answers": "0" * 63},
+        {"answers": None},
         {"note": ""},
     ],
 )
@@ -177,10 +181,33 @@ def test_a_body_with_a_wrong_field_cannot_be_made(make: Callable[[], object]) ->
         make()
 
 
-@pytest.mark.parametrize("name", ["kind", "context", "sender", "receiver", "body", "signature"])
+@pytest.mark.parametrize("name", ["kind", "context", "sender", "receiver", "body", "signature", "answers"])
 def test_the_digest_of_a_message_covers_each_field(name: str) -> None:
     other = {"kind": "x", "context": sha256("x"), "sender": "x", "receiver": "x", "body": "x", "signature": "0" * 128}
+    other |= {"answers": sha256("x")}
     assert replace(MESSAGE, **{name: other[name]}).digest != MESSAGE.digest
+
+
+REQUEST = envelope(ANN, "ask/share", CONTEXT, "bob", ADVERT)
+
+
+def test_an_answer_names_its_request_under_the_signature() -> None:
+    answer = envelope(ANN, "advert", CONTEXT, EVERYONE, ADVERT, REQUEST.digest)
+    check_answers([answer, answer], REQUEST)
+    assert opened(answer) == ADVERT
+    with pytest.raises(BadMessage, match="signature"):
+        opened(replace(answer, answers=MESSAGE.digest))
+    for other in (MESSAGE, envelope(ANN, "advert", CONTEXT, EVERYONE, ADVERT, MESSAGE.digest)):
+        with pytest.raises(BadMessage, match=r"^ann: answer: it answers another request$"):
+            check_answers([answer, other], REQUEST)
+
+
+def test_the_same_words_to_another_request_are_signed_anew_and_to_the_same_are_the_same_bytes() -> None:
+    answer = envelope(ANN, "advert", CONTEXT, EVERYONE, ADVERT, MESSAGE.digest)
+    other = readdressed(ANN, answer, REQUEST.digest)
+    assert opened(other) == ADVERT and other.body == answer.body
+    check_answers([other], REQUEST)
+    assert readdressed(ANN, other, MESSAGE.digest).to_json() == answer.to_json()
 
 
 def test_messages_are_found_by_sender() -> None:

@@ -166,20 +166,24 @@ def round_vectors(label: str, sites: Sequence[str], dropped: Sequence[str], *, t
     randomness = {site: entropy(f"{label}/{site}") for site in sites}
     messages: dict[str, list[Envelope]] = {}
 
-    def ask(step: str, digest: str, receivers: Sequence[str], body: Callable[[str], Any]) -> None:
-        messages[f"ask/{step}"] = [envelope(coordinator, f"ask/{step}", digest, site, body(site)) for site in receivers]
+    def ask(step: str, digest: str, receivers: Sequence[str], body: Callable[[str], Any]) -> dict[str, str]:
+        """Sign the requests of a step; give the digest of each by its site."""
+        asked = [envelope(coordinator, f"ask/{step}", digest, site, body(site)) for site in receivers]
+        messages[f"ask/{step}"] = asked
+        return {request.receiver: request.digest for request in asked}
 
-    ask("advertise", context.digest, sites, lambda _: AskAdvertise(context))
+    of = ask("advertise", context.digest, sites, lambda _: AskAdvertise(context))
     advertised = {
-        site: secagg_site.advertise(identities[site], consortium, context, NO_HISTORY, randomness[site])
+        site: secagg_site.advertise(identities[site], consortium, context, NO_HISTORY, randomness[site], of[site])
         for site in sites
     }
     messages["advert"] = [advert for _, advert in advertised.values()]
     roster = secagg_coordinator.open_roster(context, messages["advert"])
     request = AskShare(roster.envelopes)
-    ask("share", context.digest, sites, lambda _: request)
+    of = ask("share", context.digest, sites, lambda _: request)
     shared = {
-        site: secagg_site.share(identities[site], advertised[site][0], request, randomness[site]) for site in sites
+        site: secagg_site.share(identities[site], advertised[site][0], request, randomness[site], of[site])
+        for site in sites
     }
     messages["share"] = [message for _, dealt in shared.values() for message in dealt]
     dealings = secagg_coordinator.inboxes(roster, {site: dealt for site, (_, dealt) in shared.items()})
@@ -188,20 +192,24 @@ def round_vectors(label: str, sites: Sequence[str], dropped: Sequence[str], *, t
     values = {site: _values(f"{label}/{site}") for site in survivors}
     vectors = {site: encode(site, _arrays(values[site]), SEGMENTS, ROUNDING_KEY) for site in survivors}
     encoded = {site: vector.data.hex() for site, vector in vectors.items()}
-    ask("mask", roster.round, survivors, lambda site: AskMask(dealings.inbox(site)))
+    inboxes = {site: AskMask(dealings.inbox(site)) for site in survivors}
+    of = ask("mask", roster.round, survivors, lambda site: inboxes[site])
     masked = {
-        site: secagg_site.mask(identities[site], shared[site][0], AskMask(dealings.inbox(site)), vectors[site])
+        site: secagg_site.mask(identities[site], shared[site][0], inboxes[site], vectors[site], of[site])
         for site in survivors
     }
     messages["masked"] = [message for _, message in masked.values()]
-    ask("confirm", roster.round, survivors, lambda _: AskConfirm(survivors))
+    of = ask("confirm", roster.round, survivors, lambda _: AskConfirm(survivors))
     confirmed = {
-        site: secagg_site.confirm(identities[site], masked[site][0], AskConfirm(survivors)) for site in survivors
+        site: secagg_site.confirm(identities[site], masked[site][0], AskConfirm(survivors), of[site])
+        for site in survivors
     }
     messages["confirmation"] = [message for _, message in confirmed.values()]
     proof = AskReveal(tuple(messages["confirmation"]))
-    ask("reveal", roster.round, survivors, lambda _: proof)
-    messages["reveal"] = [secagg_site.reveal(identities[site], confirmed[site][0], proof) for site in survivors]
+    of = ask("reveal", roster.round, survivors, lambda _: proof)
+    messages["reveal"] = [
+        secagg_site.reveal(identities[site], confirmed[site][0], proof, of[site]) for site in survivors
+    ]
 
     recovered = secagg_coordinator.recover_masks(dealings, survivors, messages["reveal"])
     total = secagg_coordinator.sum_vectors(context, vectors.values())

@@ -204,9 +204,18 @@ def test_every_envelope_of_a_round_is_signed_by_its_sender(name: str) -> None:
         assert sent
         for fields in sent:
             message = Envelope(**fields)
-            parts = kind, message.context, message.sender, message.receiver, message.body
+            parts = kind, message.context, message.sender, message.receiver, message.answers, message.body
             signed = framed("fedseal/1", "envelope", *parts)
             verify(keys[message.sender], signed, bytes.fromhex(message.signature))
+
+
+@pytest.mark.parametrize("name", ROUNDS)
+def test_every_answer_of_a_round_names_its_request(name: str) -> None:
+    sent = own(name)["envelopes"]
+    for step, kind in [("advertise", "advert"), ("share", "share"), ("mask", "masked"), ("confirm", "confirmation")]:
+        asked = {one["receiver"]: Envelope(**one).digest for one in sent[f"ask/{step}"]}
+        assert all(one["answers"] == "" for one in sent[f"ask/{step}"])
+        assert all(one["answers"] == asked[one["sender"]] for one in sent[kind])
 
 
 @pytest.mark.parametrize("name", ROUNDS)
@@ -217,7 +226,12 @@ def test_the_contexts_of_a_round_follow_from_its_messages(name: str) -> None:
     )
     assert digest("attempt context", canonical) == given["attempt_context"]
     adverts = sorted(
-        framed("fedseal/1", "envelope", "advert", one["context"], one["sender"], one["receiver"], one["body"])
+        framed(
+            "fedseal/1",
+            "envelope",
+            "advert",
+            *(one[name] for name in ("context", "sender", "receiver", "answers", "body")),
+        )
         + bytes.fromhex(one["signature"])
         for one in given["envelopes"]["advert"]
     )
