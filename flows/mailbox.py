@@ -40,8 +40,9 @@ RESPONSE_S = 60.0
 """Seconds that the server may take for an answer, from its first byte to its last."""
 CLEAR_S = 30.0
 """Seconds in which a mailbox is to be cleared: a server that is busy or away is asked again."""
-MOST_STUCK = 2**20
-"""Characters of keys that are passed over since the server does not delete them."""
+MOST_STUCK, MOST_STUCK_KEYS = 2**20, 4096
+"""Characters, and number, of keys that are passed over since the server does not delete them: a database takes some
+ten thousand in one query."""
 
 _KEY = re.compile(r"[a-z0-9-]{1,200}")
 _KEY_IN_JSON = re.compile(rb'"key":\s*("[^"]*")')  # the server takes no key with a quotation mark
@@ -155,7 +156,7 @@ class Mailbox:
         except MailboxError:
             if ours:
                 raise
-        if not ours and sum(map(len, self._stuck)) + len(key) <= MOST_STUCK:
+        if not ours and len(self._stuck) < MOST_STUCK_KEYS and sum(map(len, self._stuck)) + len(key) <= MOST_STUCK:
             self._stuck.add(key)
 
     def _send(self, method: str, path: str, body: dict[str, Any] | None = None) -> int:

@@ -11,6 +11,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -40,6 +41,8 @@ TIDY_S = 0.25
 STATE_S, IDLE_STATE_S = 2.0, 10.0
 """Seconds for which the state of the runs is believed, while there are requests and while there are none."""
 LONGEST_PAUSE_S = 30.0
+MOST_ANSWERED = 256
+"""Requests that were answered and not yet deleted: their keys go along in every look."""
 MOST_AT_ONCE = 8
 """Requests that are handled at the same time."""
 ENDED = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED}
@@ -262,11 +265,13 @@ def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State
             if time.monotonic() - looked > (STATE_S if new or running else IDLE_STATE_S):
                 states, looked = seat.states(), time.monotonic()
             pause_s, away = BUSY_S if new else min(pause_s * GROWTH, IDLE_S), pauses(1.0, LONGEST_PAUSE_S)
-            if pause_s > TIDY_S:
+            if pause_s > TIDY_S or len(seat.answered) > MOST_ANSWERED:
                 seat.tidy()
         except MailboxError as error:
             pause_s = next(away)
             seat.log.warning("%s; looking again in %.0f s", error.reason, pause_s)
+            with suppress(MailboxError):  # what was answered must not be what makes every look fail
+                seat.tidy()
         if (ended := seat.end(states)) is not None:
             break
         running |= {key: handle(key) for key in new}

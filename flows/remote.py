@@ -12,10 +12,11 @@ import math
 import queue
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient
@@ -30,7 +31,7 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.states import Scheduled
 
 from flows.collect import Absent
-from flows.exchange import Exchange
+from flows.exchange import Exchange, ExchangeAway
 from flows.mailbox import Mailbox, MailboxError, answer_key, pack, request_key, unpack, unreachable
 from flows.participation import BUSY_S, ENDED, GROWTH, IDLE_S, LONGEST_PAUSE_S, TIDY_S, run_states
 from flows.pauses import pauses
@@ -49,6 +50,8 @@ LONGEST_NUMBER = 10
 ONLINE = "ONLINE"
 WRONG_CLOCK = timedelta(days=3)
 """How far this machine's clock may be ahead of the server's, which starts a run when its time has come."""
+MOST_READ = 256
+"""Answers that were read and not yet deleted: their keys go along in every look, so that there must not be many."""
 TRIES = 2
 """Participations that one question is put to, if they end under it."""
 
@@ -209,7 +212,7 @@ class RemoteSites:
                 name=f"{prefix}{number}",
                 parameters={"training": self._training, "training_run": str(self._run)},
                 state=Scheduled(scheduled_time=datetime.now(UTC) - WRONG_CLOCK),
-                idempotency_key=f"{prefix}{number}",
+                idempotency_key=str(uuid4()),  # one that can be guessed gives the run that somebody has made under it
             ).id
         except ObjectNotFound:
             raise Unreached("is not registered at the Prefect server: fedseal site serve does it") from None
@@ -250,7 +253,7 @@ class RemoteSites:
                 with suppress(queue.Empty):
                     if answer := question.answers.get(timeout=min(left, 0.5)):
                         return answer
-                    again = time.monotonic() + AGAIN_S
+                    again = min(again, time.monotonic() + AGAIN_S)
                 if time.monotonic() > again:  # the site's own answer may have been thrown away with a forged one
                     box.put(key, text)
                     again = time.monotonic() + AGAIN_S
@@ -274,35 +277,55 @@ class RemoteSites:
         while not self._ending.is_set():
             try:
                 found = self._answers.take("answer-", self._read) if self._waiting else {}
-                for key, text in found.items():
-                    self._deliver(key, text)
+                self._deliver_all(found)
                 if time.monotonic() - looked > LOOK_S:
                     self._look_at_runs()
                     looked = time.monotonic()
                 pause_s = BUSY_S if found or self._wake.is_set() else min(pause_s * GROWTH, IDLE_S)
-                if pause_s > TIDY_S:
+                if pause_s > TIDY_S or len(self._read) > MOST_READ:
                     self._tidy()
                 away = pauses(LOOK_S, LONGEST_PAUSE_S)
             except OSError as error:  # the server's, or the exchange's
                 pause_s = next(away)
                 log.warning("%s; looking again in %.0f s", error, pause_s)
+                with suppress(MailboxError):  # what was read must not be what makes every look fail
+                    self._tidy()
             self._wake.clear()
             self._wake.wait(pause_s)
+
+    def _deliver_all(self, found: Mapping[str, str]) -> None:
+        """Deliver what a look has found; one that cannot be read now holds up no other.
+
+        Raises:
+            MailboxError: the server does not answer.
+            ExchangeAway: a long answer's text cannot be read now; it lies there until the next look.
+        """
+        away: list[ExchangeAway] = []
+        for key, text in found.items():
+            try:
+                self._deliver(key, text)
+            except ExchangeAway as error:
+                away.append(error)
+        if away:
+            raise away[0]
 
     def _deliver(self, key: str, text: str) -> None:
         """Hand an answer to who waits for it, if its site has signed it to that request; ``_tidy`` deletes it.
 
-        Another one is deleted at once, since the site's own comes under the same key; an empty answer tells of it.
+        Another one is deleted at once, since the site's own comes under the same key; an empty answer tells of it. So
+        is what nobody waits for: a flood of it must cost neither memory nor the next look.
         """
-        if (question := self._waiting.get(key)) is not None:
-            try:
-                question.answers.put(self._signed(question, unpack(text, self._store, question.site)))
-            except BadMessage as bad:
-                log.warning("threw away %s: %s", key, bad)
-                self._answers.delete(key)
-                question.answers.put(())
-                return
-        self._read.add(key)
+        question = self._waiting.get(key)
+        if question is None:
+            self._answers.delete(key)
+            return
+        try:
+            question.answers.put(self._signed(question, unpack(text, self._store, question.site)))
+            self._read.add(key)
+        except BadMessage as bad:
+            log.warning("threw away %s: %s", key, bad)
+            self._answers.delete(key)
+            question.answers.put(())
 
     def _tidy(self) -> None:
         for key in tuple(self._read):
