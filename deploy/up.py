@@ -24,6 +24,7 @@ from deploy.site import TEMPLATE as SITE_TEMPLATE
 from deploy.site import found
 from flows.settings import COORDINATOR_FILE, SITE_FILE, SettingsError
 from protocols.consortium import write_consortium
+from protocols.files import open_log
 from protocols.keys import Consortium
 from protocols.messages import COORDINATOR
 
@@ -104,6 +105,7 @@ def start_server(home: Path, port: int, database: str | None = None) -> subproce
     Raises:
         SettingsError: it does not answer in time.
     """
+    home = home.absolute()
     home.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
@@ -113,11 +115,9 @@ def start_server(home: Path, port: int, database: str | None = None) -> subproce
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
     }
     environment.pop("PREFECT_API_URL", None)
-    words = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    with (home / "server.log").open("ab") as log:
-        server = subprocess.Popen(  # noqa: S603 - our own words
-            words, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+    server = _start(
+        ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)], home, "server", environment
+    )
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline and server.poll() is None:
         try:
@@ -131,14 +131,21 @@ def start_server(home: Path, port: int, database: str | None = None) -> subproce
 
 def start_party(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
     """Start ``fedseal site serve`` or ``fedseal coordinator serve`` for a folder."""
+    folder = folder.absolute()
     environment = {**os.environ, "PREFECT_HOME": str(folder / "prefect")}
-    with (folder / "serve.log").open("ab") as log:
+    return _start(["deploy.cli", *words, "--folder", str(folder)], folder, "serve", environment)
+
+
+def _start(words: list[str], folder: Path, log: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a module in a folder, which it imports nothing from, with a log there for its owner alone."""
+    with open_log(folder / f"{log}.log") as output:
         return subprocess.Popen(  # noqa: S603 - our own words
-            [sys.executable, "-m", "deploy.cli", *words, "--folder", str(folder)],
+            [sys.executable, "-P", "-m", *words],
+            cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
         )
 

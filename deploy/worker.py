@@ -38,6 +38,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from flows.engine import patient
 from flows.mailbox import is_away
 from protocols.contexts import TrainingName
+from protocols.files import open_log
 
 HEARTBEAT_S = 15
 LAST_WORD_S = 5.0
@@ -78,7 +79,7 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
 
     def __init__(self, folder: Path, pool: str, name: str, refusal: Refusal, limit: int) -> None:
         super().__init__(pool, name=name, heartbeat_interval_seconds=HEARTBEAT_S, limit=limit)
-        self._folder = folder
+        self._folder = folder.absolute()
         self._refusal = refusal
         self._away = False
 
@@ -104,10 +105,16 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
             if task_status is not None:
                 task_status.started(0)
             return BaseWorkerResult(identifier="refused", status_code=0)
-        words = [sys.executable, "-m", self.module, str(self._folder), str(flow_run.id)]
-        with (self._folder / "processes.log").open("ab") as output:
+        # -P: nothing is imported from where it runs, which without cwd would be where somebody has started the worker.
+        words = [sys.executable, "-P", "-m", self.module, str(self._folder), str(flow_run.id)]
+        with open_log(self._folder / "processes.log") as output:
             process = await anyio.open_process(
-                words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                words,
+                cwd=self._folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         if task_status is not None:
             task_status.started(process.pid)

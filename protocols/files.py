@@ -5,7 +5,7 @@ import os
 import sqlite3
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 MOST_DOTS = 100
 """In a line of TOML: what ``tomllib`` needs grows with the square of a key's parts, and takes gigabytes for 64 KiB."""
@@ -53,6 +53,16 @@ def read_toml(path: Path) -> dict[str, Any]:
 def private(path: str, flags: int) -> int:
     """Open a file that nobody but its owner can read."""
     return os.open(path, flags, 0o600)
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """Open a log, to write behind what is in it, that nobody but its owner reads: a task may print anything.
+
+    One that was made before, for others to read too, is closed to them.
+    """
+    file = open(path, "ab", opener=private)
+    os.fchmod(file.fileno(), 0o600)
+    return file
 
 
 def is_full(error: BaseException) -> bool:
