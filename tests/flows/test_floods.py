@@ -52,7 +52,7 @@ class FakeMailbox:
         if len(known) > MOST_SENT or FakeMailbox.away > 0:
             FakeMailbox.away -= 1
             raise MailboxError("the Prefect server does not show its messages (HTTP 500)")
-        return dict([(key, text) for key, text in self.box.items() if key not in known][:BATCH])
+        return dict([(key, text) for key, text in list(self.box.items()) if key not in known][:BATCH])
 
     def delete(self, key: str) -> None:
         self.box.pop(key, None)
@@ -88,7 +88,7 @@ def answers(sites: RemoteSites, key: str) -> None:
     while not (asked := FakeMailbox.inputs.get(cast(UUID, sites._links["ann"].run))):
         time.sleep(0.01)
     asked.clear()
-    FakeMailbox.inputs[sites._run][key] = pack((ANSWER,), sites._store, "ann")[0]
+    FakeMailbox.inputs.setdefault(sites._run, {})[key] = pack((ANSWER,), sites._store, "ann")[0]
 
 
 def test_an_answer_behind_a_flood_is_heard_and_the_flood_is_neither_kept_nor_remembered(sites: RemoteSites) -> None:
@@ -143,7 +143,7 @@ def test_a_forged_answer_every_second_does_not_put_off_the_next_question(
             time.sleep(0.01)
         FakeMailbox.inputs[run].clear()  # the question is stolen
         while not FakeMailbox.inputs[run]:
-            FakeMailbox.inputs[sites._run][key] = "forged"
+            FakeMailbox.inputs.setdefault(sites._run, {})[key] = "forged"
             time.sleep(0.05)
         while key in FakeMailbox.inputs[sites._run]:
             time.sleep(0.01)
