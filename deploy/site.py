@@ -16,7 +16,7 @@ from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
 from protocols.consortium import fingerprint
 from protocols.errors import Refused
 from protocols.keys import Identity
-from protocols.ledger import EMPTY_LEDGER, LedgerEntry, Owner, charges, check_chain
+from protocols.ledger import EMPTY_LEDGER, LedgerEntry, charges, check_chain, same_content
 from protocols.vault import Vault
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ url = "{prefect}"
 url = "{exchange}"
 # options = {{ key = "...", secret = "...", endpoint_url = "..." }}   # what fsspec needs for s3:// and the like
 
-[data]                           # the folder of each data set by the name that plans give it
+[data]   # by the name that plans give it: a folder, or {{ path = "...", max_examples = 1000, budget = "GROUP" }}
 {data}
 [policy]
 tasks = {tasks}
@@ -206,8 +206,13 @@ def policy(folder: Folder = HERE) -> None:
         site = SiteFolder.read(folder)
     for name, field in type(site.policy).model_fields.items():
         print(f"{name} = {getattr(site.policy, name)}  # {field.description}")
-    for name, path in site.data.items():
-        print(f"data.{name} = {path}{'' if path.is_dir() else '  # there is no such folder'}")
+    for name, one in site.data.items():
+        bound = "" if one.max_examples is None else f", at most {one.max_examples} examples"
+        missing = one.path is not None and not one.path.is_dir()
+        print(
+            f"data.{name} = {one.path or 'no folder'}, budget group {site.group_of(name)}{bound}"
+            f"{'  # there is no such folder' if missing else ''}"
+        )
 
 
 @app.command()
@@ -217,7 +222,7 @@ def ledger(
         bool, typer.Option("--accept", help="After a vault was moved or restored: what its data were charged is known.")
     ] = False,
 ) -> None:
-    """Show what each data set was charged with, and how much of its budget is left. Exit code 2 if it was changed."""
+    """Show what each budget group was charged with, and how much is left. Exit code 2 if the ledger was changed."""
     with one_line():
         site = SiteFolder.read(folder)
         vault = site.open_vault()
@@ -235,11 +240,14 @@ def ledger(
     for number, entry in enumerate(entries, start=1):
         charge = f" {entry.charge.data}" if entry.charge else ""
         print(f"{number}: {entry.kind}{charge} {entry.context[:16]}")
-    for data in sorted({entry.charge.data for entry in entries if entry.charge} | set(site.policy.budgets)):
-        budget = site.policy.budget(data)
+    charged = {entry.charge.data for entry in entries if entry.charge}
+    for group in sorted({site.group_of(data) for data in charged} | set(site.policy.budgets)):
+        budget = site.policy.budget(group)
         delta = budget.delta if budget else DELTA
-        used = epsilon(events_in(charges(entries, Owner(data, ""))), delta)
-        print(f"{data}: epsilon {used:.4g} at delta {delta:g}, {f'of {budget.epsilon:g}' if budget else 'no budget'}")
+        used = epsilon(events_in(charges(entries, {group, *site.members(group)})), delta)
+        print(f"{group}: epsilon {used:.4g} at delta {delta:g}, {f'of {budget.epsilon:g}' if budget else 'no budget'}")
+    for groups in same_content(entries):
+        print(f"{', '.join(groups)}: hold the same content, and count against each other")
     if not entries:
         print("no sum yet")
 

@@ -13,7 +13,9 @@ from typing import Annotated
 import typer
 
 from deploy.site import HERE, Folder, app, fail, one_line
+from flows.data_sets import choose
 from flows.plan import Plan, PlanError, make_plan
+from flows.roster_memory import why_too_close
 from flows.settings import SettingsError, SiteFolder
 from flows.site_log import LogChanged, SiteLog
 from protocols.consortium import fingerprint
@@ -164,12 +166,14 @@ def plan_lines(site: SiteFolder, vault: Vault, training: str, plan: Plan) -> lis
         training: the training's name.
         plan: the plan that it would run under.
     """
-    rules, folder = plan.protection, site.data.get(plan.data)
+    rules, described = plan.protection, site.data.get(plan.data)
+    folder = described.path if described else None
     others = [name for name in plan.sites if name != site.name]
     lines = [
         f"asked by     {asker(site)}",
         f"task         {plan.task}{'' if plan.task in site.policy.tasks else ', which is NOT on your list'}",
-        f"data set     {plan.data}: {folder or 'no folder is named for it here'}",
+        f"data set     {plan.data}: {folder or 'no folder is named for it here'}; budget group "
+        f"{site.group_of(plan.data)}",
         f"with         {', '.join(others)}; a sum needs {rules.threshold} of {len(plan.sites)} sites, and "
         f"{rules.colluding} of them may collude with the coordinator",
         f"rounds       {plan.rounds}, at most {plan.max_attempts} attempts at each, local work of at most "
@@ -177,7 +181,20 @@ def plan_lines(site: SiteFolder, vault: Vault, training: str, plan: Plan) -> lis
         protection_line(plan),
     ]
     earlier = earlier_trainings(vault, training, plan.data)
-    return [*lines, f"earlier      {'; '.join(earlier) or 'none on this data set, as far as the log knows'}"]
+    lines.append(f"earlier      {'; '.join(earlier) or 'none on this data set, as far as the log knows'}")
+    return lines + [f"CAUTION      {reason}" for reason in cautions(site, vault, plan)]
+
+
+def cautions(site: SiteFolder, vault: Vault, plan: Plan) -> list[str]:
+    """Why a plan would be refused, or what it would add up to with earlier ones (SPEC 12.10)."""
+    try:
+        chosen = choose(plan, site.name, site.data, site.policy)
+        reason = why_too_close(site.name, vault, chosen, plan, site.consortium)
+    except Refused as refused:
+        return [f"it is refused: {refused.reason}"]
+    except SettingsError:
+        return []
+    return [reason] if reason else []
 
 
 def asker(site: SiteFolder) -> str:

@@ -9,22 +9,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.data_sets import Chosen, DataSet, choose
 from flows.plan import Plan, PlanError, make_plan
 from flows.policy import Policy, check_policy
 from flows.privacy import afford, charges_of, check_privacy
+from flows.roster_memory import check_roster, waiting
 from flows.workshop import Described, WorkFailed, Workshop, Workshops
 from protocols.errors import Pending, Refused
+from protocols.keys import Consortium
 from protocols.messages import COORDINATOR, parse
 from protocols.vault import Decision, Vault
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Agreed:
-    """A training that this site has joined: its plan, what the task is, and where its local work is done."""
+    """A training that this site has joined: plan, task, data set, and where its local work is done."""
 
     plan: Plan
     described: Described
     workshop: Workshop
+    chosen: Chosen
 
     @property
     def private(self) -> bool:
@@ -63,7 +67,8 @@ def join(
     *,
     policy: Policy,
     vault: Vault,
-    data: Mapping[str, Path],
+    consortium: Consortium,
+    data: Mapping[str, DataSet | Path],
     workshops: Workshops,
 ) -> Agreed:
     """Agree to a plan for a training, durably, or say why not.
@@ -73,8 +78,9 @@ def join(
         plan: what it is asked to join, already read by ``read_plan_of``.
         training: the training's name.
         policy: what may run here.
-        vault: keeps agreements, decisions and the ledger.
-        data: the folder of each data set by name.
+        vault: keeps agreements, decisions, the ledger, and with whom data were summed.
+        consortium: the pinned keys.
+        data: each data set, or its bare folder, by name.
         workshops: makes the workshop, which imports the task once the policy has let it pass.
 
     Raises:
@@ -82,14 +88,17 @@ def join(
         PlanError, RingTooSmall: the plan does not keep to its own epsilon.
     """
     check_policy(policy, plan, site)
+    chosen = choose(plan, site, data, policy)
     check_decision(site, plan, training, policy, vault)
-    workshop = workshops(plan, site, data.get(plan.data))
+    with waiting(vault, training, plan):
+        check_roster(site, training, vault, chosen, plan, consortium)
+    workshop = workshops(plan, site, chosen.data_set.path)
     try:
         described = workshop.describe(min(plan.deadlines.train_s, policy.max_train_s))
     except WorkFailed as error:
         workshop.stop()
         raise PlanError(str(error)) from None
-    agreed = Agreed(plan, described, workshop)
+    agreed = Agreed(plan, described, workshop, chosen)
     try:
         if described.parameters > policy.max_parameters:
             raise Refused(site, "join", f"the model's {described.parameters} parameters are too many here")
@@ -129,7 +138,7 @@ def check_budget_allows(site: str, agreed: Agreed, training: str, policy: Policy
 
     Args:
         site: the site's name.
-        agreed: plan and task.
+        agreed: plan, task and data set.
         training: its name; what it was charged before is not counted twice.
         policy: holds the budgets.
         vault: keeps the ledger.
@@ -138,16 +147,13 @@ def check_budget_allows(site: str, agreed: Agreed, training: str, policy: Policy
         Refused: with the numbers.
         PlanError: the plan costs more than it says.
     """
-    plan, sizes = agreed.plan, {"parameters": agreed.described.parameters, "features": agreed.described.features}
+    plan, chosen, described = agreed.plan, agreed.chosen, agreed.described
+    sizes = {"parameters": described.parameters, "features": described.features}
     check_privacy(plan, **sizes)
-    if (budget := policy.budget(plan.data)) is not None:
+    if (budget := policy.budget(chosen.group)) is not None:
         own = contexts_of(vault, training)
         others = [entry for entry in vault.ledger() if entry.context not in own]
-        afford(site, others, charges_of(plan, **sizes, content=UNREAD), budget)
-
-
-UNREAD = "0" * 64
-"""The fingerprint of data that have not been read."""
+        afford(site, others, charges_of(plan, **sizes, group=chosen.group), budget, chosen.names)
 
 
 def contexts_of(vault: Vault, training: str) -> set[str]:

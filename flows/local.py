@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from flows.collect import Absent
+from flows.data_sets import DataSet
 from flows.exchange import Exchange
 from flows.logs import keep_log
 from flows.plan import Plan
@@ -98,10 +99,10 @@ def open_consortium(
     consortium = Consortium(keeper.identity.public, {site: vault.identity.public for site, vault in vaults.items()})
     exchange = Exchange(f"file://{folder.absolute()}/exchange")
     policy = Policy(tasks=[plan.task], protocols=[plan.protection.protocol])
-    folders = {} if data is None else {plan.data: data}
     workshops = _prefer(plan, made or {})
     sites = {
-        site: Site(vault, consortium, exchange, folders, policy, workshops=workshops) for site, vault in vaults.items()
+        site: Site(vault, consortium, exchange, {plan.data: DataSet(data)}, policy, workshops=workshops)
+        for site, vault in vaults.items()
     }
     for site, vault in vaults.items():
         keep_log(f"fedseal.site.{site}", vault.folder / "site.log")

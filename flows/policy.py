@@ -16,11 +16,11 @@ TaskPath = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 
 
 class BudgetTable(BaseModel):
-    """How much privacy a data set may lose in all, over every training."""
+    """How much privacy the data sets of a budget group may lose in all, over every training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    epsilon: float = Field(gt=0, description="Of everything that the data set was ever charged with.")
+    epsilon: float = Field(gt=0, description="Of everything that the group was ever charged with.")
     delta: float = Field(gt=0, lt=1, description="At which that epsilon is counted.")
 
 
@@ -42,15 +42,15 @@ class Policy(BaseModel):
     max_trainings: int = Field(default=4, ge=1, description="Trainings that may run here at once.")
     lease_s: float = Field(default=3600.0, gt=0, description="Seconds without a request after which the site leaves.")
     budgets: dict[str, BudgetTable] = Field(
-        default={}, description="Privacy budget by data set; a plan without privacy may not use a data set with one."
+        default={}, description="Privacy budget by budget group; its data sets take no plan without privacy."
     )
     approval: Literal["automatic", "by-hand"] = Field(
         default="automatic", description="Whether each training waits for fedseal site approve."
     )
 
-    def budget(self, data: str) -> Budget | None:
-        """The budget of a data set, if it has one."""
-        table = self.budgets.get(data)
+    def budget(self, group: str) -> Budget | None:
+        """The budget of a budget group, if it has one."""
+        table = self.budgets.get(group)
         return Budget(table.epsilon, table.delta) if table else None
 
 
@@ -69,11 +69,6 @@ def check_policy(policy: Policy, plan: Plan, site: str) -> None:
     refuse_unless(site in plan.sites, "the plan does not name this site")
     refuse_unless(plan.task in policy.tasks, f"the task {plan.task} is not on this site's list")
     refuse_unless(rules.protocol in policy.protocols, f"this site does not allow the {rules.protocol} protocol")
-    refuse_unless(
-        plan.data not in policy.budgets or plan.privacy.unit == "record",
-        f"the data set {plan.data} has a privacy budget here, which is counted in records: the plan must set "
-        'privacy.unit = "record"',
-    )
     for value, least, name in (
         (len(plan.sites), policy.min_sites, "sites"),
         (rules.threshold, policy.min_threshold, "threshold"),

@@ -7,7 +7,7 @@ own vector, and back into epsilon. Coordinator and sites compute the same from t
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from protocols.contexts import Purpose, sha256
 from protocols.encoding import CLAMPED, Segment
 from protocols.errors import Refused
 from protocols.gaussian import MAX_SIGMA
-from protocols.ledger import Budget, Charge, LedgerEntry, charges, check_whole
+from protocols.ledger import Budget, Charge, LedgerEntry, charges, check_whole, standing
 from protocols.privacy.accounting import Event, epsilon
 from protocols.privacy.budget import affordable, check_budget
 from protocols.privacy.clipping import Noised, noise_multiplier, sensitivity
@@ -221,19 +221,27 @@ def epsilon_so_far(plan: Plan, made: Iterable[tuple[Purpose, int]], *, parameter
 
 
 def charge_of(
-    plan: Plan, purpose: Purpose, segments: Sequence[Segment], shares: Mapping[str, float], content: str
+    plan: Plan, purpose: Purpose, segments: Sequence[Segment], shares: Mapping[str, float], group: str
 ) -> Charge | None:
-    """What an attempt at a sum costs the data with this fingerprint; ``None`` where it is not noised."""
+    """What an attempt at a sum costs a budget group; ``None`` where it is not noised.
+
+    Args:
+        plan: the training's.
+        purpose: what is summed.
+        segments: the sum's table.
+        shares: each site's sigma by segment, empty without privacy.
+        group: the budget group of the data set.
+    """
     if not shares:
         return None
-    return Charge(plan.data, content, tuple(map(astuple, events_of(plan, purpose, segments, shares))))
+    return Charge(group, tuple(map(astuple, events_of(plan, purpose, segments, shares))))
 
 
-def charges_of(plan: Plan, *, parameters: int, features: int, content: str) -> list[Charge]:
-    """What a whole training costs the data with this fingerprint, where each round takes one attempt."""
+def charges_of(plan: Plan, *, parameters: int, features: int, group: str) -> list[Charge]:
+    """What a whole training costs a budget group, where each round takes one attempt."""
     found = []
     for purpose, table in tables_of(plan, parameters=parameters, features=features).items():
-        charge = charge_of(plan, purpose, table, shares_of(plan, purpose, table), content)
+        charge = charge_of(plan, purpose, table, shares_of(plan, purpose, table), group)
         found += [charge] * times(plan, purpose, 1) if charge else []
     return found
 
@@ -243,16 +251,29 @@ def events_in(charged: Iterable[Charge]) -> list[Event]:
     return [Event(*event) for charge in charged for event in charge.events]
 
 
-def afford(site: str, entries: Sequence[LedgerEntry], more: Sequence[Charge], budget: Budget) -> None:
-    """Refuse charges, all to one data set, that its budget has no room for, or where the ledger cannot tell.
+def afford(
+    site: str,
+    entries: Sequence[LedgerEntry],
+    more: Sequence[Charge],
+    budget: Budget,
+    names: Collection[str] = (),
+) -> None:
+    """Refuse charges, all to one budget group, that its budget has no room for, or where the ledger cannot tell.
+
+    Args:
+        site: the site's name.
+        entries: the ledger's.
+        more: what is asked for.
+        budget: the group's.
+        names: of the group's data sets, which old lines hold.
 
     Raises:
         Refused: with the numbers.
     """
     if more:
         check_whole(site, entries)
-        charged = charges(entries, more[0].owner)
-        check_budget(site, more[0].data, events_in(charged), events_in(more), budget)
+        group = more[0].data
+        check_budget(site, group, events_in(charges(entries, {group, *names})), events_in(more), budget)
 
 
 def check_plan_kept(site: str, plan: Plan, entries: Iterable[LedgerEntry], charge: Charge) -> None:
@@ -268,7 +289,7 @@ def check_plan_kept(site: str, plan: Plan, entries: Iterable[LedgerEntry], charg
         Refused: with the numbers.
     """
     rules = plan.privacy
-    whole = epsilon(events_in([*charges(entries, charge.owner), charge]), rules.delta)
+    whole = epsilon(events_in([*standing(entries), charge]), rules.delta)
     if whole > rules.epsilon:
         raise Refused(site, "advertise", f"the plan's epsilon of {rules.epsilon:g} is used up: it would be {whole:.4g}")
 

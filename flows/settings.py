@@ -8,8 +8,9 @@ import sqlite3
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from flows.data_sets import DataSet, DataSetsError, budget_groups
 from flows.exchange import Exchange
 from flows.policy import Policy, TaskPath
 from protocols.consortium import ConsortiumError, read_consortium
@@ -74,11 +75,23 @@ class _Party(_Table):
     exchange: ExchangePlace
 
 
+class DataTable(_Table):
+    """A data set: ``heart = "data/heart"``, or a table ``[data.heart]``."""
+
+    path: str | None = None
+    max_examples: int | None = Field(default=None, ge=1, lt=2**31)
+    budget: str | None = Field(default=None, pattern=r"^[a-z0-9-]{1,40}$")
+
+
+def _as_table(raw: object) -> object:
+    return {"path": raw} if isinstance(raw, str) else raw
+
+
 class SiteTable(_Party):
     """The fields of ``site.toml``."""
 
     name: SiteName
-    data: dict[str, str] = Field(default_factory=dict)
+    data: dict[str, Annotated[DataTable, BeforeValidator(_as_table)]] = Field(default_factory=dict)
     policy: Policy
 
 
@@ -156,16 +169,38 @@ class SiteFolder(_Folder):
         super().__init__(folder, table)
         self.name = table.name
         self.policy = table.policy
-        self.data = {name: folder / path for name, path in table.data.items()}
+        self.data = {
+            name: DataSet(None if one.path is None else folder / one.path, one.max_examples, one.budget)
+            for name, one in table.data.items()
+        }
+        self._groups: dict[str, str] = {}
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         """Read ``site.toml``.
 
         Raises:
-            SettingsError: naming the file and the field.
+            SettingsError: naming the file and the field, or the data sets that do not go together.
         """
-        return cls(folder, _read(SiteTable, folder / SITE_FILE))
+        site = cls(folder, _read(SiteTable, folder / SITE_FILE))
+        try:
+            site._groups = budget_groups(site.data, site.policy.budgets)
+        except DataSetsError as error:
+            raise SettingsError(f"{folder / SITE_FILE}: {error}") from None
+        if unused := sorted(set(site.policy.budgets) - set(site._groups.values())):
+            raise SettingsError(
+                f"{folder / SITE_FILE}: policy.budgets.{unused[0]}: no data set belongs to this group: name it in "
+                'budget = "..." of a data set, or remove it'
+            )
+        return site
+
+    def group_of(self, name: str) -> str:
+        """The budget group of a data set, or of a line of the ledger, which if old holds the data set."""
+        return self._groups.get(name, name)
+
+    def members(self, group: str) -> set[str]:
+        """The data sets of a budget group."""
+        return {name for name, of in self._groups.items() if of == group}
 
     def check_identity(self, identity: Identity, consortium: Consortium) -> None:
         """See that the consortium knows this site by this key.

@@ -20,13 +20,15 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from flows.data_sets import DataSet
 from flows.exchange import Exchange, ExchangeAway
-from flows.joining import UNREAD, Agreed, contexts_of, join, read_plan_of
+from flows.joining import Agreed, contexts_of, join, read_plan_of
 from flows.messages import AskFinish, AskJoin, AskWork, Done, Joined, join_context
 from flows.model import HEADER_BYTES, GlobalModel, check_model, shelf
 from flows.plan import Plan, PlanError, plan_digest
 from flows.policy import Policy
 from flows.privacy import afford, charge_of, check_plan_kept, shares_of
+from flows.roster_memory import check_roster, roster_of, waiting
 from flows.tables import (
     FAILED,
     rotation_seed,
@@ -61,7 +63,7 @@ class Site:
         vault: holds the identity.
         consortium: the pinned keys.
         exchange: where masked vectors go.
-        data: the folder of each data set by name.
+        data: each data set, or its bare folder, by name.
         policy: what may run here.
         only: the one training that this process answers in; ``None`` for any.
         workshops: makes the workshop of each training; by default one in this process.
@@ -75,7 +77,7 @@ class Site:
         vault: Vault,
         consortium: Consortium,
         exchange: Exchange,
-        data: dict[str, Path],
+        data: Mapping[str, DataSet | Path],
         policy: Policy,
         only: str | None = None,
         workshops: Workshops | None = None,
@@ -173,6 +175,7 @@ class Site:
             ask.training,
             policy=self._policy,
             vault=self.vault,
+            consortium=self._consortium,
             data=self._data,
             workshops=self._workshops,
         )
@@ -344,17 +347,26 @@ class Site:
     def _advertise(self, request: Envelope) -> Answer:
         context = self._open(AskAdvertise, request, lambda ask: ask.context.digest).context
         agreed = self._agreed_context(context, "advertise")
-        charge = charge_of(agreed.plan, context.purpose, context.segments, context.noise, UNREAD)
+        plan, chosen = agreed.plan, agreed.chosen
+        charge = charge_of(plan, context.purpose, context.segments, context.noise, chosen.group)
 
         def within(entries: Sequence[LedgerEntry], charge: Charge) -> None:
             contexts = contexts_of(self.vault, context.training)
             own = [entry for entry in entries if entry.context in contexts]
-            check_plan_kept(self.identity.name, agreed.plan, own, charge)
-            if (budget := self._policy.budget(agreed.plan.data)) is not None:
-                afford(self.identity.name, entries, [charge], budget)
+            check_plan_kept(self.identity.name, plan, own, charge)
+            if (budget := self._policy.budget(chosen.group)) is not None:
+                afford(self.identity.name, entries, [charge], budget, chosen.names)
 
-        self._check_attempts(context, agreed.plan)
-        answer = protocol.advertise(self.vault, self._consortium, request, charge=charge, afford=within)
+        def admit(context: AttemptContext) -> None:
+            check_roster(self.identity.name, context.training, self.vault, chosen, plan, self._consortium)
+            if not agreed.private:
+                self.vault.remember(chosen.group, context.training, roster_of(plan, self._consortium))
+
+        self._check_attempts(context, plan)
+        with waiting(self.vault, context.training, plan):
+            answer = protocol.advertise(
+                self.vault, self._consortium, request, charge=charge, afford=within, admit=admit
+            )
         self._clear_work(context.training, keep=context.digest)
         return answer
 

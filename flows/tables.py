@@ -139,8 +139,11 @@ def counts_of(values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np
 
 
 def training_seed(plan: Plan, site: str, round_: int) -> int:
-    """The seed of a site's batches in a round, below 2^63; the same in every attempt."""
-    return int(sha256(SPEC_VERSION, "batches", str(plan.seed), site, str(round_))[:16], 16) >> 1
+    """The seed of a site's batches in a round, below 2^63; the same in every attempt (SPEC 3.3).
+
+    The roster is in it: with one site fewer no other site gives the same update, and two sums differ by more than it.
+    """
+    return int(sha256(SPEC_VERSION, "batches", *_of_roster(plan), site, str(round_))[:16], 16) >> 1
 
 
 def subset_seed(plan: Plan, site: str) -> bytes:
@@ -156,4 +159,8 @@ def failures(values: Mapping[str, NDArray[np.float64]], sites: int) -> int:
 
 def rounding_key(plan: Plan, site: str, round_: int) -> bytes:
     """The 32-byte key of a site's rounding without DP: from the seed, since rounding hides nothing (SPEC 3.3)."""
-    return bytes.fromhex(sha256(SPEC_VERSION, "rounding", str(plan.seed), site, str(round_)))
+    return bytes.fromhex(sha256(SPEC_VERSION, "rounding", *_of_roster(plan), site, str(round_)))
+
+
+def _of_roster(plan: Plan) -> tuple[str, str]:
+    return str(plan.seed), ",".join(sorted(plan.sites))

@@ -6,7 +6,7 @@ released. Number and head of the last line ride in the site's adverts, where pee
 a ledger that was put back shows unless the host and all of them collude.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Annotated, Literal, NamedTuple
@@ -32,45 +32,45 @@ class Budget(NamedTuple):
     delta: float
 
 
-class Owner(NamedTuple):
-    """Whose a charge is: the name and the fingerprint of the data at the time."""
-
-    data_set: str
-    fingerprint: str
-
-
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Charge:
-    """What one noised sum costs whoever is in a data set.
+    """What one noised sum costs whoever is in the data of a budget group.
 
     Attributes:
-        data: the data set's name at this site.
-        fingerprint: digest of its content.
+        data: the budget group at this site; in old lines the data set.
         events: noise multiplier, sampling rate, count and divergence of each, as in ``privacy.accounting.Event``.
+        fingerprint: in old lines, digest of the data set's content.
     """
 
     data: str
-    fingerprint: Digest
     events: tuple[tuple[_Positive, Annotated[float, Field(gt=0, le=1)], Annotated[int, Field(ge=1)], _Amount], ...]
-
-    @property
-    def owner(self) -> Owner:
-        """Whose it is."""
-        return Owner(self.data, self.fingerprint)
+    fingerprint: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class LedgerEntry:
-    """One line of the ledger."""
+    """One line of the ledger.
+
+    Attributes:
+        kind: what happened.
+        context: the attempt.
+        charge: of ``reserve``: what it costs.
+        content: of ``spent``: what stands for the content that was summed, the same for the same content at this site.
+    """
 
     kind: Literal["joined", "reserve", "spent", "release", "restored", "accepted"]
     context: Digest
     charge: Charge | None = None
+    content: Digest | None = None
 
     @property
     def line(self) -> str:
-        """Its one text, which is kept and chained."""
-        return canonical(asdict(self))
+        """Its one text, which is kept and chained; without what lines of its kind do not have."""
+        fields = asdict(self)
+        for part, name in ((fields, "content"), (fields["charge"] or {}, "fingerprint")):
+            if part.get(name) is None:
+                part.pop(name, None)
+        return canonical(fields)
 
 
 _ENTRY = TypeAdapter(LedgerEntry)
@@ -119,27 +119,67 @@ def check_whole(site: str, entries: Iterable[LedgerEntry]) -> None:
         raise Refused(site, "ledger", "the vault was restored from a copy: what its data were charged with is unknown")
 
 
-def related(owner: Owner, charged: Iterable[Owner]) -> set[Owner]:
-    """Find the owners whose charges count against ``owner``: the same data, renamed or changed (SPEC 12.9).
+def related(groups: Collection[str], contents: Mapping[str, Collection[str]]) -> set[str]:
+    """Find the budget groups whose charges count against these: they hold the same content (SPEC 12.9).
 
-    These share its name or its fingerprint, or those of one that does, and so on.
+    These were charged with a content that one of ``groups`` was charged with, or one of those found, and so on.
+
+    Args:
+        groups: the names of one group, of which the ledger may hold several.
+        contents: what each group was charged with (``contents_of``).
     """
-    known, found = set(charged), {owner}
-    while more := {one for one in known - found if any(one[0] == other[0] or one[1] == other[1] for other in found)}:
+    found = set(groups)
+    while more := {
+        one
+        for one in contents.keys() - found
+        if any(set(contents[one]) & set(contents.get(held, ())) for held in found)
+    }:
         found |= more
-    return found & known
+    return found
 
 
-def charges(entries: Iterable[LedgerEntry], owner: Owner) -> list[Charge]:
-    """Every charge that counts against a data set and was not released (SPEC 12.9)."""
-    standing: dict[str, Charge] = {}
+def contents_of(entries: Iterable[LedgerEntry]) -> dict[str, set[str]]:
+    """What was summed under each budget group that has spent anything, as its lines stand for it."""
+    reserved: dict[str, Charge] = {}
+    found: dict[str, set[str]] = {}
+    for entry in entries:
+        if entry.charge is not None:
+            reserved[entry.context] = entry.charge
+            if entry.charge.fingerprint is not None:
+                found.setdefault(entry.charge.data, set()).add(entry.charge.fingerprint)
+        elif entry.content is not None and entry.context in reserved:
+            found.setdefault(reserved[entry.context].data, set()).add(entry.content)
+    return found
+
+
+def same_content(entries: Iterable[LedgerEntry]) -> list[tuple[str, ...]]:
+    """The budget groups that were charged with the same content, of which the data steward should hear."""
+    contents = contents_of(entries)
+    found = {tuple(sorted(related({group}, contents))) for group in contents}
+    return sorted(groups for groups in found if len(groups) > 1)
+
+
+def charges(entries: Iterable[LedgerEntry], groups: Collection[str]) -> list[Charge]:
+    """Every charge that counts against a budget group and was not released (SPEC 12.9).
+
+    Args:
+        entries: the ledger's, oldest first.
+        groups: the group's name, and the names of its data sets, which old lines hold.
+    """
+    entries = list(entries)
+    counted = related(groups, contents_of(entries))
+    return [charge for charge in standing(entries) if charge.data in counted]
+
+
+def standing(entries: Iterable[LedgerEntry]) -> list[Charge]:
+    """Every charge that was not released, oldest first."""
+    found: dict[str, Charge] = {}
     for entry in entries:
         if entry.kind == "reserve" and entry.charge:
-            standing[entry.context] = entry.charge
+            found[entry.context] = entry.charge
         elif entry.kind == "release":
-            standing.pop(entry.context, None)
-    owners = related(owner, (charge.owner for charge in standing.values()))
-    return [charge for charge in standing.values() if charge.owner in owners]
+            found.pop(entry.context, None)
+    return list(found.values())
 
 
 def unspent(entries: Iterable[LedgerEntry]) -> Mapping[str, LedgerEntry]:

@@ -51,6 +51,7 @@ def advertise(
     entropy: Entropy = system_entropy,
     charge: Charge | None = None,
     afford: Callable[[Sequence[LedgerEntry], Charge], None] = lambda entries, charge: None,
+    admit: Callable[[AttemptContext], None] = lambda context: None,
 ) -> Answer:
     """Join an attempt (SPEC 4.1), unless a rule forbids it; enter it into the ledger (SPEC 12.8).
 
@@ -64,6 +65,7 @@ def advertise(
         entropy: gives random bytes.
         charge: what the attempt's sum costs, where it is noised.
         afford: raises Refused where the ledger's entries leave no room for the charge.
+        admit: remembers the roster, or raises Refused where its sums and earlier ones say too much (SPEC 12.10).
 
     Raises:
         Refused: a ledger that was changed, or a charge that it has no room for; another plan than the one agreed to; an
@@ -84,6 +86,7 @@ def advertise(
             _close(vault, context.training)
             if charge is not None:
                 afford(vault.ledger(), charge)
+            admit(context)
             vault.add(context)
             vault.enter(LedgerEntry("reserve" if charge else "joined", context.digest, charge))
 
@@ -210,6 +213,7 @@ def finish(vault: Vault, training: str) -> None:
 def _close(vault: Vault, training: str) -> None:
     held = [context.attempt_context for context in vault.of_training(training) if context.state is not None]
     vault.erase(held)
+    vault.forget_unmasked(training)
     for attempt_context in held:
         if unspent(vault.ledger_of(attempt_context)):
             vault.enter(LedgerEntry("release", attempt_context))

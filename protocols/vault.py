@@ -7,11 +7,12 @@ was restored from a copy is told by its ``Anchor``, and takes no further part in
 """
 
 import fcntl
+import json
 import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,12 +20,13 @@ from typing import Any
 
 from protocols import decisions
 from protocols.anchor import Anchor
-from protocols.contexts import AttemptContext, sha256
+from protocols.contexts import AttemptContext, canonical, sha256
 from protocols.decisions import Decision as Decision
 from protocols.files import private, write_whole
 from protocols.history import NONE_CONFIRMED, History, Past, Seen, next_confirmed
 from protocols.keys import Identity
 from protocols.ledger import EMPTY_LEDGER, LedgerEntry, next_head, read_entry
+from protocols.rosters import Roster
 from protocols.witness import SCHEMA, adopt, witness
 
 BUSY_TIMEOUT_S = 60.0
@@ -45,6 +47,10 @@ CREATE TABLE IF NOT EXISTS journal (
 CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, entry TEXT NOT NULL, head TEXT NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS ledger_context ON ledger (json_extract(entry, '$.context'));
 CREATE TABLE IF NOT EXISTS confirmed (training TEXT PRIMARY KEY, sums INTEGER NOT NULL, head TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS rosters (
+    budget_group TEXT NOT NULL, training TEXT NOT NULL, keys TEXT NOT NULL, threshold INTEGER NOT NULL,
+    PRIMARY KEY (budget_group, training, keys)
+) STRICT;
 CREATE TABLE IF NOT EXISTS anchor (place TEXT NOT NULL, count INTEGER NOT NULL) STRICT;
 """
 
@@ -304,6 +310,28 @@ class Vault:
             past: what else it says; ``None`` where that is not known.
         """
         return witness(self._db, site, Seen(entries, head, past))
+
+    def remember(self, group: str, training: str, roster: Roster) -> None:
+        """Enter with whom a budget group's data are summed in a training; durable when the exclusive hold ends."""
+        row = (group, training, canonical(sorted(roster.keys)), roster.threshold)
+        self._db.execute("INSERT OR IGNORE INTO rosters VALUES (?, ?, ?, ?)", row)
+
+    def forget_unmasked(self, training: str) -> None:
+        """Take back what was remembered of a training in which nothing was ever masked."""
+        self._db.execute(
+            "DELETE FROM rosters WHERE training = ? AND NOT EXISTS (SELECT 1 FROM journal JOIN contexts "
+            "USING (attempt_context) WHERE contexts.training = rosters.training AND journal.step = 'mask')",
+            (training,),
+        )
+
+    def rosters(self, groups: Collection[str]) -> list[tuple[str, Roster]]:
+        """The trainings in which the data of these budget groups were summed, or may yet be, with their rosters."""
+        rows = self._rows("SELECT budget_group, training, keys, threshold FROM rosters ORDER BY rowid")
+        return [
+            (training, Roster(frozenset(json.loads(keys)), threshold))
+            for group, training, keys, threshold in rows
+            if group in groups
+        ]
 
     def masked_path(self, attempt_context: str) -> Path:
         """Where the masked vector of a context lies."""

@@ -10,12 +10,22 @@ from protocols.contexts import AttemptContext, sha256
 from protocols.errors import Refused
 from protocols.history import NO_HISTORY
 from protocols.keys import public_of
-from protocols.ledger import EMPTY_LEDGER, Charge, LedgerEntry, Owner, charges, check_chain, next_head, unspent
+from protocols.ledger import (
+    EMPTY_LEDGER,
+    Charge,
+    LedgerEntry,
+    charges,
+    check_chain,
+    next_head,
+    read_entry,
+    same_content,
+    unspent,
+)
 from protocols.messages import EVERYONE, Advert, AskAdvertise, AskShare, envelope
 from tests.attacks.hostile import adverts, confirm_and_reveal, make, mask, reopen, to_dealings
 from tests.simulator import Simulator
 
-CHARGE = Charge("heart", sha256("content"), ((1.5, 0.1, 1, 0.0),))
+CHARGE = Charge("heart", ((1.5, 0.1, 1, 0.0),))
 
 
 def chain(*entries: LedgerEntry) -> list[tuple[str, str]]:
@@ -66,10 +76,43 @@ def test_two_lines_in_another_order_are_found() -> None:
         check_chain("a", [LINES[0], LINES[2], LINES[1], *LINES[3:]])
 
 
-def test_a_data_set_is_charged_by_its_name_and_by_its_content_and_not_for_what_was_released() -> None:
-    assert charges(ENTRIES, Owner("heart", sha256("new content"))) == [CHARGE]
-    assert charges(ENTRIES, Owner("another name", CHARGE.fingerprint)) == [CHARGE]
-    assert charges(ENTRIES, Owner("another name", sha256("new content"))) == []
+def test_a_group_is_charged_by_its_names_and_not_for_what_was_released() -> None:
+    assert charges(ENTRIES, {"heart"}) == [CHARGE]
+    assert charges(ENTRIES, {"icu", "heart"}) == [CHARGE]
+    assert charges(ENTRIES, {"icu"}) == []
+
+
+def test_groups_that_were_charged_with_one_content_count_against_each_other_and_are_named() -> None:
+    """Also through a third, and as old lines stand for it, which hold it in the charge."""
+    old = replace(CHARGE, data="icu", fingerprint=sha256("old content"))
+    new = replace(CHARGE, data="export")
+    ledger = (
+        *ENTRIES[:2],
+        LedgerEntry("reserve", sha256("4"), old),
+        LedgerEntry("reserve", sha256("5"), new),
+        LedgerEntry("spent", sha256("5"), content=sha256("content")),
+    )
+    assert charges(ledger, {"heart"}) == [CHARGE]
+    both = (
+        *ledger,
+        LedgerEntry("reserve", sha256("6"), CHARGE),
+        LedgerEntry("spent", sha256("6"), None, sha256("content")),
+    )
+    assert charges(both, {"heart"}) == [CHARGE, new, CHARGE]
+    assert same_content(both) == [("export", "heart")]
+    all_of_them = (
+        *both,
+        LedgerEntry("reserve", sha256("7"), new),
+        LedgerEntry("spent", sha256("7"), None, sha256("old content")),
+    )
+    assert len(charges(all_of_them, {"heart"})) == 5
+    assert same_content(all_of_them) == [("export", "heart", "icu")]
+
+
+def test_a_line_holds_what_its_kind_has_and_is_read_back() -> None:
+    for entry in (*ENTRIES, LedgerEntry("spent", sha256("5"), content=sha256("content"))):
+        assert read_entry(entry.line) == entry
+    assert "content" not in ENTRIES[1].line and "fingerprint" not in ENTRIES[0].line
 
 
 def test_what_was_spent_or_released_is_not_reserved_any_more() -> None:

@@ -298,10 +298,10 @@ def privacy_vectors() -> list[dict[str, Any]]:
 def ledger_vectors() -> dict[str, Any]:
     """A sum that was masked, one that was not, and a vault that was restored."""
     first, second = sha256("first attempt"), sha256("second attempt")
-    charge = Charge("icu", sha256("content"), ((1.5, 0.01, 100, 0.0), (8.0, 1.0, 1, 1e-17)))
+    charge = Charge("icu", ((1.5, 0.01, 100, 0.0), (8.0, 1.0, 1, 1e-17)))
     entries = (
         LedgerEntry("reserve", first, charge),
-        LedgerEntry("spent", first),
+        LedgerEntry("spent", first, content=sha256("what stands for the content")),
         LedgerEntry("reserve", second, charge),
         LedgerEntry("release", second),
         LedgerEntry("restored", EMPTY_LEDGER),
@@ -309,7 +309,7 @@ def ledger_vectors() -> dict[str, Any]:
     heads = [EMPTY_LEDGER]
     for number, entry in enumerate(entries, start=1):
         heads.append(next_head(heads[-1], number, entry.line))
-    return {"lines": [asdict(entry) for entry in entries], "heads": heads}
+    return {"lines": [json.loads(entry.line) for entry in entries], "heads": heads}
 
 
 def vectors() -> dict[str, str]:

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocols.errors import Refused
-from protocols.ledger import Budget, Owner, related
+from protocols.ledger import Budget, related
 from protocols.privacy.accounting import ORDERS, Event, epsilon
 from protocols.privacy.budget import affordable, check_budget
 
 DELTA = 1e-5
-OWNERS = st.sets(st.builds(Owner, st.sampled_from("abcde"), st.sampled_from("12345")), max_size=12)
+CONTENTS = st.dictionaries(st.sampled_from("abcde"), st.sets(st.sampled_from("12345")))
 
 
 def by_dp_accounting(count: int) -> float:
@@ -70,23 +70,20 @@ def test_nothing_cannot_be_counted() -> None:
         affordable([], [], Budget(1.0, DELTA))
 
 
-def test_neither_a_new_name_nor_changed_rows_make_a_fresh_budget_and_other_data_have_their_own() -> None:
-    first, grown, renamed, other = Owner("heart", "a"), Owner("heart", "b"), Owner("new", "b"), Owner("lung", "c")
-    charged = [first, grown, renamed, other]
-    assert related(Owner("new", "d"), charged) == {first, grown, renamed}
-    assert related(Owner("third", "a"), charged) == {first, grown, renamed}
-    assert related(other, charged) == {other}
-    assert related(Owner("fresh", "e"), charged) == set()
+def test_groups_with_the_same_content_share_a_budget_and_others_have_their_own() -> None:
+    contents = {"heart": {"1"}, "grown": {"1", "2"}, "renamed": {"2", "3"}, "lung": {"4"}}
+    assert related({"heart"}, contents) == {"heart", "grown", "renamed"}
+    assert related({"renamed"}, contents) == {"heart", "grown", "renamed"}
+    assert related({"lung"}, contents) == {"lung"}
+    assert related({"fresh"}, contents) == {"fresh"}
+    assert related({"fresh", "heart"}, contents) == {"fresh", "heart", "grown", "renamed"}
 
 
-@given(OWNERS, OWNERS)
-def test_owners_that_are_related_stay_so_and_never_meet_those_that_are_not(
-    charged: set[Owner], asked: set[Owner]
+@given(CONTENTS, st.sampled_from("abcde"))
+def test_groups_that_are_related_stay_so_and_never_meet_those_that_are_not(
+    contents: dict[str, set[str]], asked: str
 ) -> None:
-    for owner in asked:
-        mine = related(owner, charged)
-        rest = charged - mine
-        assert not {one.data_set for one in (*mine, owner)} & {one.data_set for one in rest}
-        assert not {one.fingerprint for one in (*mine, owner)} & {one.fingerprint for one in rest}
-        for one in mine:
-            assert related(one, charged) <= mine
+    mine = related({asked}, contents)
+    inside = {one for group in mine for one in contents.get(group, ())}
+    assert not inside & {one for group in contents.keys() - mine for one in contents[group]}
+    assert all(related({group}, contents) == mine for group in mine)
