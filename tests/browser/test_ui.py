@@ -91,7 +91,7 @@ def started(running: Consortium, name: str, timeout_s: float = 60) -> UUID:
     return eventually(look, timeout_s)
 
 
-def test_the_form_starts_a_training_and_its_pages_show_rounds_and_steps(running: Consortium, page: Page) -> None:
+def test_the_form_starts_a_training(running: Consortium, page: Page) -> None:
     deployment = eventually(running.deployment, 60)
     address = f"{running.home.url.removesuffix('/api')}/deployments"
     page.goto(address)
@@ -111,7 +111,11 @@ def test_the_form_starts_a_training_and_its_pages_show_rounds_and_steps(running:
     boxes.nth(1).fill(TINY)
     keep(page, "2-form")
 
-    run = submitted(running, page, "from-the-form")
+    submitted(running, page, "from-the-form")
+
+
+def test_the_pages_of_a_training_show_rounds_and_steps(running: Consortium, page: Page) -> None:
+    run = started(running, "from-the-form")
     running.finished(run, 240)
     page.goto(of_run(running, run))
     expect(page.get_by_text(f"from-the-form-{run.hex[:12]}").first).to_be_visible()

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ml_tasks.training import initial_vector
 from protocols.audit import check_receipt
 from protocols.consortium import read_consortium
 from protocols.receipt import parse_receipt
-from tests.chaos.faults import FAULTS, Stage
+from tests.chaos.faults import FAULTS, Fault, Stage
 from tests.chaos.replay import replay
 from tests.chaos.tasks import RECORD, Recorded
 from tests.processes.harness import Consortium, assert_no_traceback, assert_one_vector_a_mask, consortium, eventually
@@ -51,8 +51,17 @@ def founded(folder: Path) -> Iterator[Consortium]:
         del os.environ[RECORD]
 
 
-def chaos(home: Consortium, records: Path, seed: int) -> list[str]:
-    """Run one training through all the faults, and check what it came to; gives what happened.
+def chaos(
+    home: Consortium, records: Path, seed: int, faults: Sequence[Fault] = FAULTS, rounds: int = ROUNDS
+) -> list[str]:
+    """Run one training through faults, and check what it came to; returns what happened.
+
+    Args:
+        home: the consortium, of ``founded``.
+        records: where its sites record what they mask.
+        seed: decides who and when.
+        faults: each of them happens once, in a random order.
+        rounds: of the training, which leaves a killed site two of them to come back in.
 
     Raises:
         AssertionError: with the seed, and with what happened.
@@ -60,19 +69,19 @@ def chaos(home: Consortium, records: Path, seed: int) -> list[str]:
     for log in home.home.folder.rglob("*.log"):  # of the seeds before
         os.truncate(log, 0)
     dice = random.Random(seed)
-    fields = {"task": TASK, "rounds": ROUNDS, "min_sites": 3, "seed": seed, "max_attempts": 20, "deadlines": DEADLINES}
+    fields = {"task": TASK, "rounds": rounds, "min_sites": 3, "seed": seed, "max_attempts": 20, "deadlines": DEADLINES}
     run = home.submit(home.plan(name=f"chaos-{seed}", **fields))
     stage = Stage(home, run, dice, records, SMALL_DISK, STEP_S)
     try:
         eventually(lambda: home.sums(run) >= 1, 120)
-        for place, fault in enumerate(dice.sample(FAULTS, len(FAULTS))):
-            due = 1 + place * ROUNDS // len(FAULTS)
+        for place, fault in enumerate(dice.sample(faults, len(faults))):
+            due = 1 + place * rounds // len(faults)
             eventually(lambda due=due: stage.take_back() or home.sums(run) >= due, LONGEST_S)
             stage.wait(2.5)
             fault(stage)
         eventually(lambda: stage.take_back() or stage.away is None, LONGEST_S)
         report = home.finished(run, LONGEST_S)
-        assert len(report["rounds"]) == ROUNDS
+        assert len(report["rounds"]) == rounds
         assert {site for one in report["rounds"] for site in one["survivors"]} == set(SITES), "a site was in no round"
         check(home, records, stage)
     except BaseException:

@@ -11,7 +11,6 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opacus.accountants import RDPAccountant as OpacusAccountant
 
 from protocols.privacy.accounting import ORDERS, Event, calibrate, epsilon, realised, realised_epsilon
 from protocols.privacy.clipping import Noised, noise_multiplier, sensitivity
@@ -55,6 +54,8 @@ def test_the_gaussian_mechanism_costs_what_its_formula_says(noise_multiplier: fl
 
 @pytest.mark.parametrize(("noise_multiplier", "rate", "steps"), [(1.1, 0.01, 1000), (0.8, 0.05, 200), (4.0, 0.2, 500)])
 def test_dp_sgd_costs_what_opacus_says_and_never_less(noise_multiplier: float, rate: float, steps: int) -> None:
+    from opacus.accountants import RDPAccountant as OpacusAccountant  # takes 5 s of a processor to import
+
     opacus = OpacusAccountant()
     opacus.history = [(noise_multiplier, rate, steps)]
     ours = epsilon([Event(noise_multiplier, rate, steps)], DELTA)
