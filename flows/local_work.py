@@ -22,6 +22,8 @@ from flows.privacy import alone, fingerprint
 from flows.tables import clip_of, clipped_values, count_values, training_seed, training_values
 from flows.workshop import Described, Values, Worked, WorkFailed, WorkOrder
 from ml_tasks import tabular, training
+from ml_tasks.alone import evaluate_alone
+from ml_tasks.independence import check_stands_alone
 from ml_tasks.private import clipped_sum, count_units, one_each, private_steps
 from ml_tasks.task import DataError, Examples, SiteData, Task
 from ml_tasks.training import LocalTraining
@@ -99,7 +101,7 @@ class LocalWork:
             case "train":
                 values = self._train(data.train, order, model, check_time)
             case "evaluate":
-                values = self._evaluate(data, order, model)
+                values = self._evaluate(data, order, model, check_time)
             case _:
                 raise ValueError(f"there is no local work called {order.step}")
         return Worked(values, content)
@@ -113,7 +115,7 @@ class LocalWork:
     ) -> Values:
         plan, unit = self.plan, self.plan.privacy.unit
         if unit == "record":
-            return {"update": self._private_update(examples, model)}
+            return {"update": self._private_update(examples, model, check_time)}
         examples = self._bounded(examples, order)
         settings = LocalTraining(**plan.local.model_dump())
         # With privacy batches are drawn with nothing that the coordinator knows.
@@ -125,9 +127,11 @@ class LocalWork:
             return training_values(plan, len(examples), update)
         return clipped_values(plan, self.site, len(examples), update, clip_of(plan, model))
 
-    def _evaluate(self, data: SiteData, order: WorkOrder, model: GlobalModel) -> Values:
+    def _evaluate(self, data: SiteData, order: WorkOrder, model: GlobalModel, check_time: Callable[[], None]) -> Values:
         examples = data.test if order.purpose == "evaluation" else data.monitored[1]
-        examples = one_each(examples) if self.plan.privacy.unit == "record" else examples
+        if self.plan.privacy.unit == "record":
+            given = (self.task, one_each(examples), model.vector, model.standardisation)
+            return count_values(evaluate_alone(*given, check_time=check_time))
         examples = self._bounded(examples, order)
         return count_values(training.evaluate(self.task, examples, model.vector, model.standardisation))
 
@@ -145,7 +149,9 @@ class LocalWork:
         groups = None if examples.groups is None else examples.groups[rows]
         return replace(examples, features=examples.features[rows], targets=examples.targets[rows], groups=groups)
 
-    def _private_update(self, examples: Examples, model: GlobalModel) -> NDArray[np.floating]:
+    def _private_update(
+        self, examples: Examples, model: GlobalModel, check_time: Callable[[], None]
+    ) -> NDArray[np.floating]:
         """With distributed noise the sum of a step's clipped gradients, in units of the clip: ``mask`` adds the noise.
 
         With local noise, the update of several steps that are private by themselves.
@@ -158,7 +164,7 @@ class LocalWork:
         given = (self.task, examples)
         if rules.noise == "distributed":
             chosen = choose(count_units(examples))
-            return clipped_sum(*given, chosen, model.vector, model.standardisation, rules.clip)
+            return clipped_sum(*given, chosen, model.vector, model.standardisation, rules.clip, check_time=check_time)
         table, sigmas = alone(plan, len(model.vector))
 
         def noise(total: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -168,15 +174,16 @@ class LocalWork:
             return decode(vector, table)["update"]
 
         length = plan.local.learning_rate * rules.clip / rules.expected_batch
+        steps = plan.local.steps
         return private_steps(
-            *given, model.vector, model.standardisation, plan.local.steps, rules.clip, length, choose, noise
+            *given, model.vector, model.standardisation, steps, rules.clip, length, choose, noise, check_time=check_time
         )
 
     def check(self) -> tuple[str, ...]:
         """Read the data and try the task on them; gives every reason why plan, task and data do not fit.
 
         They must load, hold numbers, targets and columns as the task says, and give each example one finite logit and
-        loss with the untrained model.
+        loss with the untrained model. With privacy for records each unit must stand alone (SPEC 12.4).
         """
         try:
             data = self.data
@@ -198,6 +205,11 @@ class LocalWork:
                 training.evaluate(self.task, examples, vector, bounds)
             except Exception as error:  # a task's own code may fail in any way
                 found.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
+        if self.plan.privacy.unit == "record":
+            try:
+                check_stands_alone(self.task, data.train)
+            except DataError as error:
+                found.append(str(error))
         return tuple(found)
 
 

@@ -1,27 +1,29 @@
 """Clipped gradients per record or per patient: the ML layer's half of differential privacy (SPEC 12; DP-SGD).
 
 What leaves here is a sum to which no record, or no group of records, adds a vector longer than 1: Abadi et al. 2016,
-with the noise left to whoever adds over the sites. Opacus computes a gradient for each example (extra ``dp``).
+with the noise left to whoever adds over the sites. Each unit is computed by itself and added as whole numbers, so that
+what it adds depends on nobody else, bit for bit (SPEC 12.4).
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from ml_tasks.averaging import PrivateStep, load_vector
+from ml_tasks.alone import LoneModel, meeting
+from ml_tasks.averaging import PrivateStep
 from ml_tasks.tabular import Standardisation, apply
-from ml_tasks.task import DataError, Examples, Task
-from ml_tasks.training import predict, seeded, usual_device
+from ml_tasks.task import Examples, Task
+from ml_tasks.training import usual_device
 
-CHUNK = 256
-"""Examples whose gradients are held at once, at most."""
-HELD = 2**28
-"""Numbers in the gradients that are held at once, about: a gradient takes as much memory as the model."""
+GRID = 2**30
+"""Steps of a clip: units are added in these, exactly and in any order."""
+MOST = 2**53
+"""Of a sum's steps: up to there, every whole number is one in binary64."""
+SEED_BYTES = 8
 
 
 def units(examples: Examples) -> NDArray[np.int64]:
@@ -55,11 +57,15 @@ def clipped_sum(
     vector: NDArray[np.float32],
     standardisation: Standardisation | None,
     clip: float,
+    *,
+    entropy: Callable[[int], bytes] = secrets.token_bytes,
+    check_time: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
-    """Add up the chosen units' gradients, each clipped to length ``clip`` and divided by it.
+    """Add up the chosen units' gradients, each clipped to length ``clip`` and divided by it (SPEC 12.4).
 
     A unit is a record or a group: the gradients of a group's records are added before they are clipped, so that a
-    patient counts once, however many stays there are.
+    patient counts once, however many stays there are. What a unit adds depends on its own records and on public
+    things, bit for bit. A unit whose gradient is NaN or infinite, or for which the task raises, adds zero.
 
     Args:
         task: gives model and loss.
@@ -68,43 +74,56 @@ def clipped_sum(
         vector: (d,) the incoming global model.
         standardisation: that of all sites, or None.
         clip: the longest gradient, above 0.
+        entropy: gives so many random bytes; each unit's seed, for layers that draw, is from there.
+        check_time: called before each unit; what it raises ends the work.
 
     Returns:
-        (d,) in the order of ``to_vector``; 0 for what is no parameter.
+        (d,) in the order of ``to_vector``, multiples of 2^-30; 0 for what is no parameter.
 
     Raises:
-        FloatingPointError: a gradient is NaN or infinite.
-        DataError: the model has a layer that mixes examples, or that Opacus does not know.
+        DataError: the model has a layer that mixes records or keeps running statistics; names it.
     """
-    from opacus.grad_sample import GradSampleModule
+    device, total = usual_device(), np.zeros(len(vector), np.int64)
+    rows, ends = _rows_by_unit(units(examples), chosen)
+    features = np.ascontiguousarray(apply(examples.features[rows], standardisation))
+    targets = examples.targets[rows]
+    with meeting(device):
+        model = LoneModel(task, vector, device, training=True)
+        for start, end in zip([0, *ends], ends, strict=False):
+            check_time()
+            seed = int.from_bytes(entropy(SEED_BYTES), "little")
+            gradient = model.gradient(features[start:end], targets[start:end], seed)
+            if gradient is not None:
+                total += on_grid(gradient, clip)
+    return np.clip(total, -MOST, MOST) / GRID
 
-    members = units(examples)
+
+def on_grid(gradient: NDArray[np.float64], clip: float) -> NDArray[np.int64]:
+    """Clip a gradient and put it on the grid: whole numbers whose exact L2 norm is at most 2^30 (SPEC 12.4).
+
+    The computed norm errs by less than (d + 8) 2^-53 of itself, in whatever order it is summed, and is lengthened by
+    as much; cutting off what lies between grid points shortens.
+
+    Args:
+        gradient: (d,), each 0 or from 2^-149 to 2^600.
+        clip: the longest gradient, above 0; the grid's unit is 2^-30 of it.
+
+    Returns:
+        (d,); zeros for a gradient that holds NaN or infinity.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        square = float(np.square(gradient).sum())
+    if not 0 < square < np.inf:
+        return np.zeros(len(gradient), np.int64)
+    norm = np.sqrt(square) * (1 + (len(gradient) + 8) * 2.0**-53)
+    return np.asarray((gradient * (GRID / max(norm, clip))).astype(np.int64))  # towards zero
+
+
+def _rows_by_unit(members: NDArray[np.int64], chosen: NDArray[np.bool_]) -> tuple[NDArray[np.int64], list[int]]:
+    """The rows of the chosen units, a unit's next to each other in their own order, and where each unit ends."""
     rows = np.flatnonzero(chosen[members])
-    if rows.size == 0:
-        return np.zeros(len(vector))
     rows = rows[np.argsort(members[rows], kind="stable")]
-    features = torch.tensor(apply(examples.features[rows], standardisation))
-    targets = torch.tensor(examples.targets[rows])
-    ends = np.flatnonzero(np.diff(members[rows], append=-1)) + 1  # a unit's rows are next to each other
-    device = usual_device()
-    with seeded(0, device):
-        model = _checked_model(task, vector, device)
-        hooked = GradSampleModule(model, loss_reduction="sum")
-        total, pending = (torch.zeros(len(vector), dtype=torch.float64, device=device) for _ in range(2))
-        chunk = min(CHUNK, max(1, HELD // len(vector)))
-        for start in range(0, len(rows), chunk):
-            part = slice(start, min(start + chunk, len(rows)))
-            gradients = _gradients(task, model, hooked, features[part].to(device), targets[part].to(device))
-            if not torch.isfinite(gradients).all():
-                raise FloatingPointError("a gradient is NaN or infinite")
-            begin = start
-            for end in [*ends[(ends > start) & (ends <= part.stop)], part.stop]:
-                pending += gradients[begin - start : end - start].sum(0, dtype=torch.float64)
-                if end in ends:
-                    total += pending / torch.linalg.vector_norm(pending).clamp(min=clip)
-                    pending.zero_()
-                begin = end
-    return np.asarray(total.cpu().numpy())
+    return rows, [int(end) + 1 for end in np.flatnonzero(np.diff(members[rows], append=-1))]
 
 
 def private_steps(
@@ -117,6 +136,8 @@ def private_steps(
     length: float,
     choose: Callable[[int], NDArray[np.bool_]],
     noise: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    *,
+    check_time: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float32]:
     """Train a site's own model by DP-SGD, with all of the noise in each step (Abadi et al. 2016).
 
@@ -126,41 +147,17 @@ def private_steps(
         length: of a step: learning rate * clip / expected batch.
         choose: samples the units of a step, given how many there are.
         noise: adds a step's noise to the sum of its gradients, in units of the clip.
+        check_time: as in ``clipped_sum``.
 
     Returns:
         (d,) the trained vector minus the incoming one.
 
     Raises:
-        FloatingPointError, DataError: as in ``clipped_sum``.
+        DataError: as in ``clipped_sum``.
     """
     trained, present = vector, count_units(examples)
     for _ in range(steps):
-        total = clipped_sum(task, examples, choose(present), trained, standardisation, clip)
+        chosen = choose(present)
+        total = clipped_sum(task, examples, chosen, trained, standardisation, clip, check_time=check_time)
         trained = PrivateStep(length).apply(trained, noise(total))
     return trained - vector
-
-
-def _checked_model(task: Task, vector: NDArray[np.float32], device: torch.device) -> nn.Module:
-    from opacus.validators import ModuleValidator
-
-    model = task.model().to(device)
-    if errors := ModuleValidator.validate(model, strict=False):
-        raise DataError(f"this model cannot be trained with record-level privacy: {errors[0]}")
-    load_vector(model, vector)
-    return model.train()
-
-
-def _gradients(task: Task, model: nn.Module, hooked: nn.Module, features: Tensor, targets: Tensor) -> Tensor:
-    """The gradient of each example's loss, (n, d), with zeros where the vector holds no parameter."""
-    hooked.zero_grad(set_to_none=True)
-    _, losses = predict(task, hooked, features.requires_grad_(), targets)  # Opacus' hooks warn without
-    torch.autograd.backward(losses.sum())
-    found = {name: getattr(one, "grad_sample", None) for name, one in model.named_parameters()}  # Opacus' attribute
-    parts = [
-        torch.zeros(len(targets), entry.numel(), device=targets.device)
-        if (gradient := found.get(name)) is None  # a buffer, frozen, or not used
-        else gradient.reshape(len(targets), -1)
-        for name, entry in model.state_dict().items()
-        if entry.is_floating_point()
-    ]
-    return torch.cat(parts, dim=1).detach()

@@ -105,7 +105,8 @@ def apply(features_array: NDArray[np.float32], standardisation: Standardisation 
         A new array of the same shape, without NaN.
     """
     if standardisation is not None:
-        features_array = (features_array - standardisation.mean) / standardisation.scale
+        with np.errstate(over="ignore", invalid="ignore"):  # whoever computes with them looks at what comes out
+            features_array = (features_array - standardisation.mean) / standardisation.scale
     return np.where(np.isnan(features_array), np.float32(0.0), features_array)
 
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ml_tasks import private, training
-from ml_tasks.private import CHUNK, clipped_sum
+from ml_tasks.alone import CHUNK
+from ml_tasks.private import clipped_sum
 from ml_tasks.task import Examples
 from ml_tasks.training import LocalTraining, evaluate, initial_vector, train
 from tests.flows.tasks import Tiny
