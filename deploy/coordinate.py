@@ -30,11 +30,11 @@ from flows.logs import keep_log
 from flows.plan import Plan, PlanError, make_plan
 from flows.remote import RemoteSites
 from flows.report import Report, RoundRecord
-from flows.session import Session, opened
+from flows.session import Session, opened, shown
 from flows.settings import TRAINING, CoordinatorFolder, SettingsError
 from flows.tables import first_model
 from protocols.errors import ProtocolError
-from protocols.files import write_whole
+from protocols.files import claim
 
 SHOWN = ("loss", "accuracy", "auroc", "auprc")
 
@@ -67,7 +67,7 @@ def results(report: Report) -> str:
     """The rounds and the final metrics as a table: sums over the sites, public to the coordinator and its server."""
     rows = [
         f"| {record.purpose} {record.round}.{record.attempt} | {', '.join(record.survivors)} | "
-        f"{'; '.join(f'{site}: {why}' for site, why in sorted(record.dropped.items())) or '-'} | "
+        f"{'; '.join(f'{site}: {in_markdown(why)}' for site, why in sorted(record.dropped.items())) or '-'} | "
         + " | ".join(f"{record.metrics[name]:.4f}" if name in record.metrics else "-" for name in SHOWN)
         + (" | -" if record.epsilon is None else f" | {record.epsilon:.4g}")
         + " |"
@@ -75,6 +75,11 @@ def results(report: Report) -> str:
     ]
     head = ["| sum | sites | without | " + " | ".join([*SHOWN, "epsilon"]) + " |", "|---" * (4 + len(SHOWN)) + "|"]
     return "\n".join([f"Plan `{report.plan_digest}`", "", *head, *rows])
+
+
+def in_markdown(text: str) -> str:
+    """What another party has written, as a code span: no link, image, HTML or cell of a table comes of it."""
+    return f"`{shown(text) or '-'}`"
 
 
 def tell(plan: Plan, record: RoundRecord) -> None:
@@ -147,9 +152,9 @@ def prepare(
     vault = settings.open_vault()
     settings.check_identity(vault.identity, consortium)
     training = f"{plan.name}-{run_id.hex[:12]}"
-    folder = settings.runs / training
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "plan.json", plan.to_json().encode())
+    folder = claimed(settings.runs / training, run_id)
+    if not claim(folder / "plan.json", plan.to_json().encode()):
+        raise PlanError(f"{folder}: this training has another plan: start a new one")
     if (folder / "checkpoint" / "progress.json").exists():
         checkpoint = Checkpoint.resume(folder / "checkpoint", plan, parameters=vector.size, features=len(task.features))
     else:
@@ -159,6 +164,20 @@ def prepare(
     sites = RemoteSites(client, training, run_id, consortium, exchange, ending)
     live = Session(training, plan, task, vault, consortium, exchange, sites, checkpoint, partial(tell, plan), ending)
     return live, sites, folder
+
+
+def claimed(folder: Path, run_id: UUID) -> Path:
+    """The run's folder, new or its own: whoever writes Prefect's database chooses the ids that its name is made of.
+
+    Raises:
+        SettingsError: it is another run's.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [path.name for path in folder.iterdir()]
+    of_nobody = all(name.startswith("flow-run") for name in names)  # new, or a claim was cut off
+    if (of_nobody or "flow-run" in names) and claim(folder / "flow-run", run_id.hex.encode()):
+        return folder
+    raise SettingsError(f"{folder}: is another flow run's: submit the plan again")
 
 
 if __name__ == "__main__":

@@ -199,7 +199,8 @@ class RemoteSites:
             deployment = self._client.read_deployment_by_name(f"{PARTICIPATE}/{site}").id
             prefix = f"{self._training}-{site}-"
             runs = {number: run for run in self._runs(deployment, prefix) if (number := self._number(run, prefix))}
-            for run in runs.values():
+            given = {"training": self._training, "training_run": str(self._run)}
+            for run in (run for run in runs.values() if run.parameters == given):
                 if run.state is not None and run.state.type in (StateType.CANCELLED, StateType.CANCELLING):
                     raise Withdrawn("has withdrawn from this training")
                 if run.state is not None and run.state.type not in ENDED:
@@ -210,7 +211,7 @@ class RemoteSites:
             return self._client.create_flow_run_from_deployment(
                 deployment,
                 name=f"{prefix}{number}",
-                parameters={"training": self._training, "training_run": str(self._run)},
+                parameters=given,
                 state=Scheduled(scheduled_time=datetime.now(UTC) - WRONG_CLOCK),
                 idempotency_key=str(uuid4()),  # one that can be guessed gives the run that somebody has made under it
             ).id

@@ -30,6 +30,8 @@ from protocols.vault import Vault
 
 LONGEST_REASON = 500
 """A refusal's text is the site's: no more of it, and nothing that a terminal would obey, is shown to the operator."""
+LOOKALIKES = str.maketrans("`|<>[]", "'/()()")
+"""What Markdown and HTML make links, images, tags, code and tables of, and what is shown in its place."""
 
 
 @dataclass(slots=True)
@@ -172,8 +174,13 @@ class Session:
             return Absent(str(bad))
         # Once a survivor set may be confirmed, no single site can stop the round from being finished.
         bad_input = refusal.error == BadInput.__name__ and step not in ("confirm", "reveal")
-        reason = "".join(letter for letter in refusal.reason[:LONGEST_REASON] if letter.isprintable())
-        return Absent(f"refused {step}: {reason}", bad_input, refusal.error == Pending.__name__)
+        return Absent(f"refused {step}: {shown(refusal.reason)}", bad_input, refusal.error == Pending.__name__)
+
+
+def shown(reason: str) -> str:
+    """A site's text as a terminal, a log and Prefect's pages show it: short, printable, and nothing but text there."""
+    letters = "".join(letter for letter in reason[:LONGEST_REASON] if letter.isprintable())
+    return letters.translate(LOOKALIKES)
 
 
 _sessions: dict[str, Session] = {}

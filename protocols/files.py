@@ -2,6 +2,7 @@
 
 import errno
 import os
+import secrets
 import sqlite3
 import tomllib
 from pathlib import Path
@@ -28,6 +29,23 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
+
+
+def claim(path: Path, owner: bytes) -> bool:
+    """Claim a place for good by a file that says whose it is: it comes to be whole and once, whoever comes at once.
+
+    Returns:
+        Whether it is the owner's, by this claim or by one of the same owner before.
+    """
+    whole = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+    write_whole(whole, owner)
+    try:
+        os.link(whole, path)
+    except FileExistsError:
+        return path.read_bytes() == owner
+    finally:
+        whole.unlink()
+    return True
 
 
 class NotToml(Exception):
