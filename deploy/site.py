@@ -31,6 +31,8 @@ app = typer.Typer(no_args_is_help=True, help="Found and serve a site.")
 
 Folder = Annotated[Path, typer.Option("--folder", help="The site's folder.", envvar="FEDSEAL_SITE")]
 HERE = Path("site")
+EMBEDDED = "breast-cancer"
+"""The data set of the embedded example, which needs no folder."""
 DEFAULT_TASKS = ("ml_tasks.breast_cancer:BreastCancer", "ml_tasks.heart:HeartDisease", "ml_tasks.eicu:Eicu")
 
 TEMPLATE = """\
@@ -106,17 +108,22 @@ def init(
     prefect: Annotated[str, typer.Option(help="URL of the Prefect API.")],
     exchange: Annotated[str, typer.Option(help="fsspec URL of the exchange.")],
     folder: Folder = HERE,
-    data: Annotated[list[str] | None, typer.Option(help="A data set and its folder: name=path.")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="A data set and its folder: name=path, or name alone."),
+    ] = None,
     task: Annotated[list[str] | None, typer.Option(help="A task that may run here, module:Class.")] = None,
     by_hand: Annotated[bool, typer.Option(help="Each training waits for fedseal site approve.")] = False,
 ) -> None:
     """Make a site's folder: keys, vault and site.toml; print its entry for consortium.toml."""
-    sets = dict(one.partition("=")[::2] for one in data or [])
+    sets = dict(one.partition("=")[::2] for one in (data if task or data else [EMBEDDED]) or [])
     text = TEMPLATE.format(
         name=name,
         prefect=prefect,
         exchange=exchange,
-        data="".join(f"{one} = {_quoted(str(Path(path).absolute()))}\n" for one, path in sets.items()),
+        data="".join(
+            f"{one} = {_quoted(str(Path(path).absolute())) if path else '{}'}\n" for one, path in sets.items()
+        ),
         tasks="[" + ", ".join(_quoted(path) for path in task or DEFAULT_TASKS) + "]",
         approval="by-hand" if by_hand else "automatic",
     )

@@ -30,7 +30,7 @@ from protocols.messages import COORDINATOR
 
 HOSPITALS = ("north", "east", "south", "west")
 """The sites of the embedded example; more are numbered."""
-TASK = "ml_tasks.breast_cancer:BreastCancer"
+TASK, DATA = "ml_tasks.breast_cancer:BreastCancer", "breast-cancer"
 START_S = 120.0
 END_S = 20.0
 
@@ -73,8 +73,18 @@ def write_example(home: Home) -> None:
     home.example.write_text("\n".join(sites if line.startswith("sites = ") else line for line in lines) + "\n")
 
 
-def found_home(folder: Path, sites: tuple[str, ...], url: str, tasks: tuple[str, ...] = (TASK,)) -> Home:
-    """Found a consortium in ``folder``, or take the one that is there."""
+def found_home(
+    folder: Path, sites: tuple[str, ...], url: str, tasks: tuple[str, ...] = (TASK,), data: tuple[str, ...] = (DATA,)
+) -> Home:
+    """Found a consortium in ``folder``, or take the one that is there.
+
+    Args:
+        folder: the home.
+        sites: their names.
+        url: of the Prefect API.
+        tasks: what may run at each site.
+        data: the names of each site's data sets, which its tasks find without a folder.
+    """
     home = Home(folder, sites, url)
     words = {
         "prefect": url,
@@ -85,7 +95,8 @@ def found_home(folder: Path, sites: tuple[str, ...], url: str, tasks: tuple[str,
         key = found(home.coordinator, COORDINATOR_FILE, COORDINATOR_TEMPLATE.format(**words), COORDINATOR)
         keys = {}
         for site in sites:
-            text = SITE_TEMPLATE.format(name=site, data="", approval="automatic", **words)
+            sets = "".join(f"{one} = {{}}\n" for one in data)
+            text = SITE_TEMPLATE.format(name=site, data=sets, approval="automatic", **words)
             keys[site] = found(home.site(site), SITE_FILE, text, site)
         for place in (home.coordinator, *(home.site(site) for site in sites)):
             write_consortium(place / "consortium.toml", Consortium(key, keys))

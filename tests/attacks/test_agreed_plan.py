@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.data_sets import DataSet
 from flows.exchange import Exchange
 from flows.messages import AskFinish, AskJoin, AskWork, join_context
 from flows.plan import Plan, make_plan
@@ -41,7 +42,7 @@ class Play:
         keys = {site: Identity.generate(site).public for site in SITES} | {"ann": vault.identity.public}
         self.consortium = Consortium(self.coordinator.public, keys)
         exchange = Exchange(f"file://{folder}/exchange")
-        self.site = Site(vault, self.consortium, exchange, {}, Policy(tasks=[TASK]))
+        self.site = Site(vault, self.consortium, exchange, {"tiny": DataSet()}, Policy(tasks=[TASK]))
 
     def ask(self, kind: str, context: str, body: object) -> str:
         """Give the reason of a refusal, or "" where the site does as it is asked."""
