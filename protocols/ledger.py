@@ -86,24 +86,42 @@ def read_entry(line: str) -> LedgerEntry:
     return _ENTRY.validate_json(line)
 
 
-def next_head(previous: str, number: int, line: str) -> str:
-    """The head of a ledger after one more line, the ``number``-th from 1."""
-    return sha256(SPEC_VERSION, "ledger entry", previous, str(number), line)
+class StoredLine(NamedTuple):
+    """A line of the ledger with the head after it, and the random bytes that hide the line in that head."""
+
+    line: str
+    head: str
+    salt: bytes | None = None
 
 
-def check_chain(site: str, lines: Iterable[tuple[str, str]]) -> None:
+def next_head(previous: str, number: int, line: str, salt: bytes | None = None) -> str:
+    """The head of a ledger after one more line (SPEC 12.8).
+
+    Heads ride in adverts. Without the salt, whoever can write down a line could tell from the head whether it is the
+    right one, and so find out what the line depends on.
+
+    Args:
+        previous: the head before it.
+        number: of the line, from 1.
+        line: its text.
+        salt: 32 random bytes that stay in the vault; ``None`` for a line of an earlier version.
+    """
+    return sha256(SPEC_VERSION, "ledger entry", previous, str(number), *([salt] if salt is not None else []), line)
+
+
+def check_chain(site: str, lines: Iterable[StoredLine]) -> None:
     """Check that no line was changed, taken out or put in.
 
     Args:
         site: whose ledger it is.
-        lines: each line with the head after it, oldest first.
+        lines: all of them, oldest first.
 
     Raises:
         Refused: naming the first line that does not follow.
     """
     head = EMPTY_LEDGER
-    for number, (line, stored) in enumerate(lines, start=1):
-        head = next_head(head, number, line)
+    for number, (line, stored, salt) in enumerate(lines, start=1):
+        head = next_head(head, number, line, salt)
         if head != stored:
             raise Refused(site, "ledger", f"line {number} of the privacy ledger was changed: see fedseal site ledger")
 

@@ -131,6 +131,7 @@ def mask(
     values: Mapping[str, NDArray[np.floating]],
     rounding_key: bytes,
     entropy: Entropy = system_entropy,
+    content: str | None = None,
 ) -> Answer:
     """Encode, noise and mask one vector, once (SPEC 4.3, 12.5, rule 1). The masked bytes lie in ``vault.masked_path``.
 
@@ -141,6 +142,7 @@ def mask(
         values: one float array a segment; a retry must bring the same ones.
         rounding_key: 32 bytes for stochastic rounding; not part of what a retry must repeat.
         entropy: gives random bytes, for the noise.
+        content: the vault's fingerprint of the data, for the ledger's line.
 
     Raises:
         Refused: if another vector or another inbox was masked under this context.
@@ -162,7 +164,7 @@ def mask(
             masked, message = secagg_site.mask(identity, state, ask, vector, request.digest)
             vault.keep_masked(context.attempt_context, vector.data)
             if unspent(vault.ledger_of(context.attempt_context)):
-                vault.enter(LedgerEntry("spent", context.attempt_context))
+                vault.enter(LedgerEntry("spent", context.attempt_context, content=content))
             return masked, (message,)
 
         return _once(vault, identity, context.attempt_context, "mask", request, step, _values_digest(values))

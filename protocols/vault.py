@@ -7,6 +7,7 @@ was restored from a copy is told by its ``Anchor``, and takes no further part in
 """
 
 import fcntl
+import hmac
 import json
 import logging
 import os
@@ -24,12 +25,13 @@ from protocols.contexts import AttemptContext, canonical, sha256
 from protocols.decisions import Decision as Decision
 from protocols.files import private, write_whole
 from protocols.history import NONE_CONFIRMED, History, Past, Seen, next_confirmed
-from protocols.keys import Identity
-from protocols.ledger import EMPTY_LEDGER, LedgerEntry, next_head, read_entry
+from protocols.keys import Identity, system_entropy
+from protocols.ledger import EMPTY_LEDGER, LedgerEntry, StoredLine, next_head, read_entry
 from protocols.rosters import Roster
 from protocols.witness import SCHEMA, adopt, witness
 
 BUSY_TIMEOUT_S = 60.0
+SALT_BYTES = 32
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS identity (name TEXT NOT NULL, secret BLOB NOT NULL) STRICT;
@@ -44,7 +46,10 @@ CREATE TABLE IF NOT EXISTS journal (
     answer_digest TEXT NOT NULL, answer TEXT,  -- NULL once erased: the digest stays
     PRIMARY KEY (attempt_context, step)
 ) STRICT;
-CREATE TABLE IF NOT EXISTS ledger (number INTEGER PRIMARY KEY, entry TEXT NOT NULL, head TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS ledger (
+    number INTEGER PRIMARY KEY, entry TEXT NOT NULL, head TEXT NOT NULL, salt BLOB  -- NULL in lines of earlier versions
+) STRICT;
+CREATE TABLE IF NOT EXISTS secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS ledger_context ON ledger (json_extract(entry, '$.context'));
 CREATE TABLE IF NOT EXISTS confirmed (training TEXT PRIMARY KEY, sums INTEGER NOT NULL, head TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS rosters (
@@ -249,8 +254,9 @@ class Vault:
     def enter(self, entry: LedgerEntry) -> None:
         """Enter a line into the ledger; it becomes durable when the exclusive hold ends."""
         number, head = self.ledger_head
-        line = entry.line
-        self._db.execute("INSERT INTO ledger VALUES (?, ?, ?)", (number + 1, line, next_head(head, number + 1, line)))
+        line, salt = entry.line, system_entropy(SALT_BYTES)
+        row = number + 1, line, next_head(head, number + 1, line, salt), salt
+        self._db.execute("INSERT INTO ledger VALUES (?, ?, ?, ?)", row)
 
     @property
     def ledger_head(self) -> tuple[int, str]:
@@ -258,13 +264,21 @@ class Vault:
         rows = self._rows("SELECT number, head FROM ledger ORDER BY number DESC LIMIT 1")
         return (int(rows[0][0]), str(rows[0][1])) if rows else (0, EMPTY_LEDGER)
 
-    def ledger_lines(self) -> list[tuple[str, str]]:
-        """Every line of the ledger with the head after it, oldest first: what ``check_chain`` checks."""
-        return self._rows("SELECT entry, head FROM ledger ORDER BY number")
+    def ledger_lines(self) -> list[StoredLine]:
+        """Every line of the ledger, oldest first: what ``check_chain`` checks."""
+        return [StoredLine(*row) for row in self._rows("SELECT entry, head, salt FROM ledger ORDER BY number")]
 
     def ledger(self) -> list[LedgerEntry]:
         """Every entry of the ledger, oldest first."""
-        return [read_entry(line) for line, _ in self.ledger_lines()]
+        return [read_entry(stored.line) for stored in self.ledger_lines()]
+
+    def fingerprint(self, digest: str) -> str:
+        """Turn a digest of data into what the ledger knows them by: a MAC under a key that never leaves the vault.
+
+        Two vaults know the same data by two fingerprints, and nobody who can guess the data can check the guess.
+        """
+        (key,) = self._rows("SELECT value FROM secrets WHERE name = 'fingerprint'")[0]
+        return hmac.digest(key, digest.encode(), "sha256").hex()
 
     def ledger_of(self, attempt_context: str) -> list[LedgerEntry]:
         """The entries of an attempt, oldest first."""
@@ -359,10 +373,17 @@ class Vault:
         rows = self._rows("SELECT sums, head FROM confirmed WHERE training = ?", training)
         return rows[0] if rows else (0, NONE_CONFIRMED)
 
+    def _migrate(self) -> None:
+        """Take over what an earlier version has kept, and draw the vault's own key where there is none."""
+        adopt(self._db)
+        if not self._rows("SELECT 1 FROM pragma_table_info('ledger') WHERE name = 'salt'"):
+            self._db.execute("ALTER TABLE ledger ADD COLUMN salt BLOB")
+        self._db.execute("INSERT OR IGNORE INTO secrets VALUES ('fingerprint', ?)", (system_entropy(SALT_BYTES),))
+
     def _check_anchor(self) -> None:
         """Tell whether this vault was restored from a copy; if so, withdraw from every training that it knows."""
         with self.exclusive():
-            adopt(self._db)
+            self._migrate()
             place = self._anchor.place
             known = self._rows("SELECT place, count FROM anchor")
             if not known:

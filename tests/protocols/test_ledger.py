@@ -14,6 +14,7 @@ from protocols.ledger import (
     EMPTY_LEDGER,
     Charge,
     LedgerEntry,
+    StoredLine,
     charges,
     check_chain,
     next_head,
@@ -21,18 +22,21 @@ from protocols.ledger import (
     same_content,
     unspent,
 )
-from protocols.messages import EVERYONE, Advert, AskAdvertise, AskShare, envelope
+from protocols.messages import EVERYONE, Advert, AskAdvertise, AskMask, AskShare, envelope
+from protocols.vault import SALT_BYTES, Vault
 from tests.attacks.hostile import adverts, confirm_and_reveal, make, mask, reopen, to_dealings
 from tests.simulator import Simulator
 
 CHARGE = Charge("heart", ((1.5, 0.1, 1, 0.0),))
 
 
-def chain(*entries: LedgerEntry) -> list[tuple[str, str]]:
-    head, lines = EMPTY_LEDGER, []
+def chain(*entries: LedgerEntry) -> list[StoredLine]:
+    """Two lines of an earlier version, and salted ones after them."""
+    head, lines = EMPTY_LEDGER, list[StoredLine]()
     for number, entry in enumerate(entries, start=1):
-        head = next_head(head, number, entry.line)
-        lines.append((entry.line, head))
+        salt = bytes([number] * SALT_BYTES) if number > 2 else None
+        head = next_head(head, number, entry.line, salt)
+        lines.append(StoredLine(entry.line, head, salt))
     return lines
 
 
@@ -63,12 +67,18 @@ def test_an_untouched_chain_holds() -> None:
 @pytest.mark.parametrize("line", range(len(LINES)))
 def test_a_line_that_was_changed_or_taken_out_is_named(line: int) -> None:
     other = replace(ENTRIES[line], context=sha256("another"))
-    changed = [*LINES[:line], (other.line, LINES[line][1]), *LINES[line + 1 :]]
+    changed = [*LINES[:line], LINES[line]._replace(line=other.line), *LINES[line + 1 :]]
     with pytest.raises(Refused, match=f"line {line + 1} of the privacy ledger was changed"):
         check_chain("a", changed)
     if line + 1 < len(LINES):
         with pytest.raises(Refused, match=f"line {line + 1} of the privacy ledger was changed"):
             check_chain("a", [*LINES[:line], *LINES[line + 1 :]])
+
+
+@pytest.mark.parametrize("salt", [None, bytes(SALT_BYTES)])
+def test_another_salt_or_none_is_found(salt: bytes | None) -> None:
+    with pytest.raises(Refused, match="line 4 "):
+        check_chain("a", [*LINES[:3], LINES[3]._replace(salt=salt), *LINES[4:]])
 
 
 def test_two_lines_in_another_order_are_found() -> None:
@@ -189,3 +199,54 @@ def test_witnesses_go_on_with_a_ledger_that_goes_on_also_after_a_restart(tmp_pat
         for site in simulator.vaults:
             reopen(simulator, site)
     assert len({number for number, _ in (vault.ledger_head for vault in simulator.vaults.values())}) == 1
+
+
+def test_the_same_line_has_another_head_in_each_vault_so_that_no_guess_of_it_can_be_checked(tmp_path: Path) -> None:
+    heads = set()
+    for name in "ab":
+        vault = Vault(tmp_path / name)
+        with vault.exclusive():
+            vault.enter(ENTRIES[0])
+        heads.add(vault.ledger_head[1])
+        check_chain(name, vault.ledger_lines())
+        vault.close()
+    assert len(heads) == 2
+    assert next_head(EMPTY_LEDGER, 1, ENTRIES[0].line) not in heads
+
+
+def test_two_vaults_know_the_same_data_by_two_fingerprints_and_one_vault_by_one(tmp_path: Path) -> None:
+    a, b = Vault(tmp_path / "a"), Vault(tmp_path / "b")
+    digest = sha256("content")
+    assert len({a.fingerprint(digest), b.fingerprint(digest), digest, sha256(digest)}) == 4
+    again = Vault(tmp_path / "a")
+    assert again.fingerprint(digest) == a.fingerprint(digest) != a.fingerprint(sha256("other"))
+    for vault in (a, b, again):
+        vault.close()
+
+
+def test_a_ledger_of_an_earlier_version_goes_on_with_salted_lines(tmp_path: Path) -> None:
+    vault = Vault(tmp_path)
+    vault._db.execute("DROP TABLE ledger")
+    vault._db.execute(
+        "CREATE TABLE ledger (number INTEGER PRIMARY KEY, entry TEXT NOT NULL, head TEXT NOT NULL) STRICT"
+    )
+    old = LedgerEntry("joined", sha256("old")).line.replace(',"content":null', "")
+    vault._db.execute("INSERT INTO ledger VALUES (1, ?, ?)", (old, next_head(EMPTY_LEDGER, 1, old)))
+    vault.close()
+    vault = Vault(tmp_path)
+    with vault.exclusive():
+        vault.enter(ENTRIES[0])
+    assert [stored.salt is None for stored in vault.ledger_lines()] == [True, False]
+    assert [entry.kind for entry in vault.ledger()] == ["joined", "reserve"]
+    check_chain("a", vault.ledger_lines())
+    vault.close()
+
+
+def test_what_was_spent_says_of_which_data(tmp_path: Path) -> None:
+    simulator, values = make(tmp_path)
+    advertise(simulator, "a", simulator.context)
+    dealings, vault = to_dealings(simulator), simulator.vaults["a"]
+    request = envelope(simulator.coordinator, "ask/mask", dealings.roster.round, "a", AskMask(dealings.inbox("a")))
+    content = vault.fingerprint(sha256("content"))
+    durable.mask(vault, simulator.consortium, request, values["a"], bytes(32), content=content)
+    assert [entry.content for entry in vault.ledger()] == [None, content]

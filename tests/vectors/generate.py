@@ -40,6 +40,7 @@ from protocols.privacy.clipping import Noised, noise_multiplier, sensitivity
 from protocols.privacy.noise import carried, share
 from protocols.receipt import Evidence, Tensor, add_entry, sign_receipt
 from protocols.rotation import rotate
+from protocols.vault import SALT_BYTES
 
 FOLDER = Path(__file__).parent / "own"
 ROUNDING_KEY = hashlib.sha256(b"fedseal vectors: rounding").digest()
@@ -306,10 +307,11 @@ def ledger_vectors() -> dict[str, Any]:
         LedgerEntry("release", second),
         LedgerEntry("restored", EMPTY_LEDGER),
     )
-    heads = [EMPTY_LEDGER]
+    heads, draw, salts = [EMPTY_LEDGER], entropy("ledger"), list[str]()
     for number, entry in enumerate(entries, start=1):
-        heads.append(next_head(heads[-1], number, entry.line))
-    return {"lines": [json.loads(entry.line) for entry in entries], "heads": heads}
+        salts.append(draw(SALT_BYTES).hex())
+        heads.append(next_head(heads[-1], number, entry.line, bytes.fromhex(salts[-1])))
+    return {"lines": [json.loads(entry.line) for entry in entries], "salts": salts, "heads": heads}
 
 
 def vectors() -> dict[str, str]:

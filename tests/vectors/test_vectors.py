@@ -189,8 +189,8 @@ def test_sensitivity_and_noise_follow_from_the_formulas_of_the_spec(case: dict[s
 def test_the_heads_of_a_ledger_follow_from_the_formulas_of_the_spec() -> None:
     given = own("ledger")
     heads = [digest("empty ledger")]
-    for line_number, line in enumerate(given["lines"], start=1):
-        heads.append(digest("ledger entry", heads[-1], str(line_number), canonical(line)))
+    for line_number, (line, salt) in enumerate(zip(given["lines"], given["salts"], strict=True), start=1):
+        heads.append(digest("ledger entry", heads[-1], str(line_number), bytes.fromhex(salt), canonical(line)))
     assert heads == given["heads"]
 
 
