@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from flows.local_work import InProcess
 
 Answer = tuple[Envelope, ...]
+CONTENT = "content"
+"""In an attempt's folder of local work: what stands for the data that it was done on."""
 
 
 class Site:
@@ -268,12 +271,19 @@ class Site:
         try:
             worked = agreed.workshop.work(order, max(ends - time.monotonic(), 0.001))
             check_values(worked.values, context.segments)
+            self._note_content(context, worked.content)
         except WorkFailed as failed:
             # The text may say what is in the data: it is for this site's people alone.
             self.failures[context.training] = str(failed)
             self._log.error("%s failed in %s: %s", step, context.training, failed, exc_info=failed.__cause__)
             return {}
         return worked.values
+
+    def _note_content(self, context: AttemptContext, content: str) -> None:
+        """Keep what stands for the data that were used, for the ledger's line: nobody else can tell it from chance."""
+        with suppress(FileNotFoundError):  # its folder was cleared while the work was done
+            folder = self.vault.folder / "work" / context.training / context.digest
+            write_whole(folder / CONTENT, self.vault.fingerprint(content).encode())
 
     def _keep(self, path: Path, values: Values, step: str) -> None:
         archive = io.BytesIO()
@@ -409,7 +419,8 @@ class Site:
         seed = rotation_seed(agreed.plan, context.attempt_context)
         folder = self._work_folder(context.training, context.attempt_context)
         values = turned(self._values(agreed, cast(Purpose, context.purpose), folder, "mask"), seed, rotate)
-        answer = protocol.mask(self.vault, self._consortium, request, values, key)
+        content = (folder / CONTENT).read_text() if (folder / CONTENT).exists() else None
+        answer = protocol.mask(self.vault, self._consortium, request, values, key, content=content)
         masked = self.vault.masked_path(context.attempt_context).read_bytes()
         self._hand_over(context.training, context.attempt_context, masked)
         return answer
