@@ -95,16 +95,15 @@ def join(
     workshop = workshops(plan, site, chosen.data_set.path)
     try:
         described = workshop.describe(min(plan.deadlines.train_s, policy.max_train_s))
-    except WorkFailed as error:
-        workshop.stop()
-        raise PlanError(str(error)) from None
-    agreed = Agreed(plan, described, workshop, chosen)
-    try:
+        agreed = Agreed(plan, described, workshop, chosen)
         if described.parameters > policy.max_parameters:
             raise Refused(site, "join", f"the model's {described.parameters} parameters are too many here")
         check_budget_allows(site, agreed, training, policy, vault)
         if not vault.agree(training, plan.digest):
             raise Refused(site, "join", "this site agreed to another plan for this training")
+    except WorkFailed as error:
+        workshop.stop()
+        raise PlanError(str(error)) from None
     except BaseException:
         workshop.stop()
         raise

@@ -276,6 +276,7 @@ def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State
             break
         running |= {key: handle(key) for key in new}
         time.sleep(pause_s)
+    seat.site.stop_work(seat.training)
     for future in running.values():
         future.wait()
     seat.leave(seat.over(states))

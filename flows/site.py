@@ -30,6 +30,7 @@ from flows.plan import Plan, PlanError, plan_digest
 from flows.policy import Policy
 from flows.privacy import afford, charge_of, check_plan_kept, shares_of
 from flows.roster_memory import check_roster, roster_of, waiting
+from flows.site_log import SiteLog
 from flows.tables import (
     FAILED,
     rotation_seed,
@@ -38,7 +39,7 @@ from flows.tables import (
     subset_seed,
     turned,
 )
-from flows.workshop import Values, WorkFailed, WorkOrder, Workshops, steps_of, zeros
+from flows.workshop import Values, WorkFailed, WorkOrder, Workshop, Workshops, steps_of, zeros
 from protocols import plain
 from protocols import site as protocol
 from protocols.contexts import SPEC_VERSION, AttemptContext, Purpose, check_context
@@ -73,6 +74,7 @@ class Site:
 
     Attributes:
         failures: why local work failed last, by training; for this site's people, and for local mode.
+        record: the site's log for its data steward.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Site:
         self._at_work = threading.Lock()
         self.failures: dict[str, str] = {}
         self._log = logging.getLogger(f"fedseal.site.{self.identity.name}")
+        self.record = SiteLog(vault.folder)
         self._trainings: dict[str, Agreed] = {}
         self._steps: dict[str, Callable[[Envelope], Answer]] = {
             "ask/join": self._join,
@@ -117,7 +120,9 @@ class Site:
         try:
             if request.kind not in self._steps:
                 raise Refused(self.identity.name, step, "this site knows no such step")
-            return self._steps[request.kind](request)
+            answer = self._steps[request.kind](request)
+            self.record.append("answered", step=step, context=request.context)
+            return answer
         except ProtocolError as error:
             return self._refuse(request, type(error).__name__, error.reason)
         except PlanError as error:
@@ -139,14 +144,20 @@ class Site:
         Raises:
             ExchangeAway: its objects may still be on the exchange.
         """
-        if (agreed := self._trainings.pop(training_name, None)) is not None:
-            agreed.workshop.stop()
+        self.stop_work(training_name)
+        self._trainings.pop(training_name, None)
         protocol.finish(self.vault, training_name)
         self._clear_work(training_name)
+
+    def stop_work(self, training_name: str) -> None:
+        """End whatever local work of a training still runs."""
+        if (agreed := self._trainings.get(training_name)) is not None:
+            agreed.workshop.stop()
 
     def _refuse(self, request: Envelope, error: str, reason: str) -> Answer:
         step = request.kind.removeprefix("ask/")
         self._log.warning("refused %s: %s", step, reason)
+        self.record.append("refused", step=step, context=request.context, error=error, reason=reason)
         return (self._reply(request, "refusal", Refusal(step, error, reason)),)
 
     def _reply(self, request: Envelope, kind: str, body: object) -> Envelope:
@@ -180,12 +191,17 @@ class Site:
             vault=self.vault,
             consortium=self._consortium,
             data=self._data,
-            workshops=self._workshops,
+            workshops=lambda *given: self._workshop(ask.training, *given),
         )
-        if (before := self._trainings.pop(ask.training, None)) is not None:
-            before.workshop.stop()
+        if ask.training not in self._trainings:
+            self.record.append("joined", training=ask.training, plan=plan.digest, task=plan.task, data=plan.data)
         self._trainings[ask.training] = agreed
         return (self._reply(request, "joined", Joined(plan.digest)),)
+
+    def _workshop(self, training_name: str, plan: Plan, site: str, folder: Path | None) -> Workshop:
+        """The workshop that this training has already, so that a question asked again ends no work; or a new one."""
+        before = self._trainings.get(training_name)
+        return before.workshop if before and before.plan == plan else self._workshops(plan, site, folder)
 
     def _finish(self, request: Envelope) -> Answer:
         name = self._open(
@@ -275,6 +291,9 @@ class Site:
         except WorkFailed as failed:
             # The text may say what is in the data: it is for this site's people alone.
             self.failures[context.training] = str(failed)
+            self.record.fail(
+                str(failed), step=step, training=context.training, round=context.round, attempt=context.attempt
+            )
             self._log.error("%s failed in %s: %s", step, context.training, failed, exc_info=failed.__cause__)
             return {}
         return worked.values
@@ -377,6 +396,15 @@ class Site:
             answer = protocol.advertise(
                 self.vault, self._consortium, request, charge=charge, afford=within, admit=admit
             )
+        self.record.append(
+            "advertised",
+            training=context.training,
+            purpose=context.purpose,
+            round=context.round,
+            attempt=context.attempt,
+            context=context.digest,
+            cost=str(charge.events) if charge else "no privacy: not noised",
+        )
         self._clear_work(context.training, keep=context.digest)
         return answer
 

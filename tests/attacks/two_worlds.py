@@ -207,7 +207,6 @@ class World:
         self._folder = folder / "exchange"
         policy = Policy(tasks=[plan.task], max_train_s=30.0)
         site = Site(self.vault, CONSORTIUM, self.exchange, {}, policy, only="play")
-        site._log.setLevel(logging.CRITICAL)
         self.seat = Seat(site, "play", self, RUNS[0], RUNS[1], self.exchange, 3600.0)  # type: ignore[arg-type]
         self.adverts: dict[str, tuple[AttemptContext, Envelope]] = {}
         self.dealt: dict[str, tuple[str, tuple[Envelope, ...]]] = {}
@@ -454,7 +453,8 @@ def play(seed: int, privacy: str, world: str) -> list[tuple[str, str]]:
     folder = Path(tempfile.mkdtemp(prefix="fedseal-worlds-"))
     before, participation.Mailbox = participation.Mailbox, FakeMailbox  # type: ignore[misc, assignment]
     _world[:] = [world]
-    made = None
+    made, log = None, logging.getLogger(f"fedseal.site.{ME}")
+    log.disabled = True  # it holds what a task has raised, for the site alone
     try:
         with taped(bytes.fromhex(sha256("tape", str(seed)))):
             made = World(folder, plan_of(privacy), world)
@@ -468,6 +468,7 @@ def play(seed: int, privacy: str, world: str) -> list[tuple[str, str]]:
         if made is not None:
             made.close()
         participation.Mailbox = before  # type: ignore[misc]
+        log.disabled = False
         shutil.rmtree(folder)
 
 
