@@ -26,6 +26,7 @@ import numpy as np
 from torch import nn
 
 from flows import participation
+from flows.data_sets import DataSet
 from flows.exchange import Exchange
 from flows.mailbox import request_key, unpack
 from flows.messages import AskFinish, AskJoin, AskWork, join_context
@@ -206,7 +207,7 @@ class World:
         self.exchange = Exchange(f"file://{folder}/exchange", patience_s=0)
         self._folder = folder / "exchange"
         policy = Policy(tasks=[plan.task], max_train_s=30.0)
-        site = Site(self.vault, CONSORTIUM, self.exchange, {}, policy, only="play")
+        site = Site(self.vault, CONSORTIUM, self.exchange, {"play": DataSet()}, policy, only="play")
         self.seat = Seat(site, "play", self, RUNS[0], RUNS[1], self.exchange, 3600.0)  # type: ignore[arg-type]
         self.adverts: dict[str, tuple[AttemptContext, Envelope]] = {}
         self.dealt: dict[str, tuple[str, tuple[Envelope, ...]]] = {}
