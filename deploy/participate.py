@@ -11,9 +11,11 @@ from prefect.flow_engine import run_flow
 from prefect.states import Failed
 
 from deploy.worker import Parameters, end_with_worker, parameters_of
+from flows.data_sets import DataSet
 from flows.engine import patient, patient_engine
 from flows.logs import keep_log
 from flows.participation import Seat, participate, seated
+from flows.policy import Policy
 from flows.settings import SettingsError, SiteFolder
 from flows.site import Site
 
@@ -39,7 +41,12 @@ def _seat(folder: SiteFolder, client: SyncPrefectClient, run: FlowRun, asked: Pa
     keep_log("fedseal", folder.folder / "site.log")
     vault, consortium, exchange = folder.open_vault(), folder.consortium, folder.open_exchange()
     folder.check_identity(vault.identity, consortium)
-    site = Site(vault, consortium, exchange, folder.data, folder.policy, only=asked.training)
+
+    def settings() -> tuple[dict[str, DataSet], Policy]:
+        now = SiteFolder.read(folder.folder)
+        return now.data, now.policy
+
+    site = Site(vault, consortium, exchange, folder.data, folder.policy, only=asked.training, settings=settings)
     return Seat(site, asked.training, client, run.id, asked.training_run, exchange, folder.policy.lease_s)
 
 

@@ -21,15 +21,16 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from flows.data_sets import DataSet
+from flows.data_sets import Chosen, DataSet, choose
 from flows.exchange import Exchange, ExchangeAway
 from flows.joining import Agreed, contexts_of, join, read_plan_of
 from flows.messages import AskFinish, AskJoin, AskWork, Done, Joined, join_context
 from flows.model import HEADER_BYTES, GlobalModel, check_model, shelf
 from flows.plan import Plan, PlanError, plan_digest
-from flows.policy import Policy
+from flows.policy import Policy, check_policy
 from flows.privacy import afford, charge_of, check_plan_kept, shares_of
 from flows.roster_memory import check_roster, roster_of, waiting
+from flows.settings import SettingsError
 from flows.site_log import SiteLog
 from flows.tables import (
     FAILED,
@@ -71,6 +72,7 @@ class Site:
         policy: what may run here.
         only: the one training that this process answers in; ``None`` for any.
         workshops: makes the workshop of each training; by default one in this process.
+        settings: reads data and policy anew before each sum, so that what the steward changes binds a running training.
 
     Attributes:
         failures: why local work failed last, by training; for this site's people, and for local mode.
@@ -86,6 +88,7 @@ class Site:
         policy: Policy,
         only: str | None = None,
         workshops: Workshops | None = None,
+        settings: Callable[[], tuple[Mapping[str, DataSet | Path], Policy]] | None = None,
     ) -> None:
         self.vault = vault
         self.identity = vault.identity
@@ -95,6 +98,7 @@ class Site:
         self._policy = policy
         self._only = only
         self._workshops = workshops or in_process
+        self._settings = settings
         self._at_work = threading.Lock()
         self.failures: dict[str, str] = {}
         self._log = logging.getLogger(f"fedseal.site.{self.identity.name}")
@@ -376,7 +380,7 @@ class Site:
     def _advertise(self, request: Envelope) -> Answer:
         context = self._open(AskAdvertise, request, lambda ask: ask.context.digest).context
         agreed = self._agreed_context(context, "advertise")
-        plan, chosen = agreed.plan, agreed.chosen
+        plan, chosen = agreed.plan, self._as_of_now(agreed)
         charge = charge_of(plan, context.purpose, context.segments, context.noise, chosen.group)
 
         def within(entries: Sequence[LedgerEntry], charge: Charge) -> None:
@@ -407,6 +411,21 @@ class Site:
         )
         self._clear_work(context.training, keep=context.digest)
         return answer
+
+    def _as_of_now(self, agreed: Agreed) -> Chosen:
+        """The training's data set as the steward describes it now, if policy and data still allow its plan."""
+        me = self.identity.name
+        try:
+            if self._settings is not None:
+                self._data, self._policy = self._settings()
+        except SettingsError as error:
+            self._log.error("%s", error)
+            raise Refused(me, "advertise", "this site's settings cannot be read: its log says why") from None
+        check_policy(self._policy, agreed.plan, me)
+        chosen = choose(agreed.plan, me, self._data, self._policy)
+        if chosen.data_set.path != agreed.chosen.data_set.path:
+            raise Refused(me, "advertise", f"the data set {agreed.plan.data} is another folder since this site joined")
+        return chosen
 
     def _check_attempts(self, context: AttemptContext, plan: Plan) -> None:
         """Refuse more attempts at a round than the plan allows, whatever the coordinator counts."""
