@@ -50,11 +50,14 @@ def run(
     json: Annotated[Path | None, typer.Option(help="Write the report to this file.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also train each site alone and all pooled, to compare.")] = True,
+    accept_code: Annotated[
+        bool, typer.Option("--accept-code", help="Resume with other code than the plan names; the receipt names that.")
+    ] = False,
 ) -> None:
     """Run a federated training on this machine: every site in this process, each with its own keys and vault."""
     from deploy import run as runs
 
-    options = runs.Options(data, json, baselines)
+    options = runs.Options(data, json, baselines, accept_code)
     try:
         if resume is None:
             runs.start(plan, tuple(overrides or ()), options)
@@ -72,13 +75,26 @@ def price_plan(
     """Tell what a plan costs and protects; exit code 2, with the reason, where it is refused."""
     from deploy import run as runs
     from deploy.price import price, show_price
+    from flows.code_digest import with_code
     from flows.plan import read_plan
 
     try:
-        checked, task, vector = runs.check_plan(lambda: read_plan(plan, tuple(overrides or ())))
+        checked, task, vector = runs.check_plan(lambda: with_code(read_plan(plan, tuple(overrides or ()))))
     except runs.Failure as failure:
         raise site.fail(failure, failure.exit_code) from None
     show_price(checked, task, price(checked, task, vector.size))
+
+
+@app.command()
+def code(task: Annotated[str, typer.Argument(help="A task, module:Class.")]) -> None:
+    """Print the digest of a task's code: of all files of its package, none of which is run."""
+    from flows.code_digest import code_digest
+    from flows.plan import PlanError
+
+    try:
+        print(code_digest(task))
+    except PlanError as error:
+        raise site.fail(error) from None
 
 
 @app.command()

@@ -19,11 +19,13 @@ from prefect.client.schemas.objects import State
 from prefect.engine import handle_engine_signals
 from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Completed, Failed
+from pydantic import ValidationError
 
 from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
 from deploy.show import plot_metrics
 from deploy.worker import end_with_worker
 from flows.checkpoint import Checkpoint, CheckpointError
+from flows.code_digest import with_code
 from flows.engine import patient, patient_engine
 from flows.federated_training import run_training
 from flows.logs import keep_log
@@ -132,7 +134,7 @@ def main(folder: Path, run_id: UUID) -> None:
             patient_engine(),
             handle_engine_signals(run_id),
         ):
-            run_flow(scheduled_training, flow_run=run, parameters={"plan": plan}, return_type="state")
+            run_flow(scheduled_training, flow_run=run, parameters={"plan": live.plan}, return_type="state")
 
 
 def prepare(
@@ -148,10 +150,10 @@ def prepare(
     consortium = settings.consortium
     if strangers := [site for site in plan.sites if site not in consortium.sites]:
         raise PlanError(f"plan: sites: {', '.join(strangers)}: not in the consortium file: correct the name")
-    _, task, vector = check_plan(lambda: plan)
+    training = f"{plan.name}-{run_id.hex[:12]}"
+    plan, task, vector = check_plan(lambda: planned_code(plan, settings.runs / training))
     vault = settings.open_vault()
     settings.check_identity(vault.identity, consortium)
-    training = f"{plan.name}-{run_id.hex[:12]}"
     folder = claimed(settings.runs / training, run_id)
     if not claim(folder / "plan.json", plan.to_json().encode()):
         raise PlanError(f"{folder}: this training has another plan: start a new one")
@@ -178,6 +180,19 @@ def claimed(folder: Path, run_id: UUID) -> Path:
     if (of_nobody or "flow-run" in names) and claim(folder / "flow-run", run_id.hex.encode()):
         return folder
     raise SettingsError(f"{folder}: is another flow run's: submit the plan again")
+
+
+def planned_code(plan: Plan, folder: Path) -> Plan:
+    """Name the code in a plan: that of the run that is taken up, or what is installed.
+
+    Raises:
+        PlanError: other code is installed than the plan names, or than the run began with, with both digests.
+    """
+    try:
+        begun = Plan.model_validate_json((folder / "plan.json").read_bytes())
+    except (OSError, ValidationError):
+        return with_code(plan)
+    return with_code(plan if plan.code else plan.model_copy(update={"code": begun.code}))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def show_price(plan: Plan, task: Task, prices: list[Price]) -> None:
     console, rules = Console(highlight=False), plan.protection
     console.width = max(console.width, 110)  # a name that is cut off tells nothing
     write = partial(console.print, soft_wrap=True)
-    write(f"{plan.name}: {task.title}. Plan {plan.digest}")
+    write(f"{plan.name}: {task.title}. Plan {plan.digest}, code {plan.code or 'not named'}")
     write(
         f"{len(plan.sites)} sites, {plan.rounds} rounds, at most {plan.max_attempts} attempts at each; threshold "
         f"{rules.threshold}, colluding {rules.colluding}: allowed."

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from deploy import EXAMPLE, home
 from deploy.show import Screen, plot_metrics
 from flows.checkpoint import Checkpoint, CheckpointError
+from flows.code_digest import CodeRule, check_same_code, with_code, without_code
 from flows.collect import Unfinished
 from flows.engine import patient_engine
 from flows.federated_training import federated_training
@@ -67,11 +68,13 @@ class Options:
         data: folder with the plan's data set.
         json: where to write the report.
         baselines: whether to train each site alone and all pooled as well.
+        accept_code: whether a run may be resumed with other code than its plan names.
     """
 
     data: Path | None
     json: Path | None
     baselines: bool
+    accept_code: bool = False
 
 
 def start(path: Path | None, overrides: tuple[str, ...], options: Options) -> None:
@@ -80,7 +83,7 @@ def start(path: Path | None, overrides: tuple[str, ...], options: Options) -> No
     Raises:
         Failure: whatever went wrong, as one line and an exit code; bad input before the first round leaves no folder.
     """
-    plan, task, vector = prepare(lambda: read_plan(path or EXAMPLE, overrides), options)
+    plan, task, vector = prepare(lambda: with_code(read_plan(path or EXAMPLE, overrides)), options)
     workshops = check_data(plan, options)
     training = f"{plan.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = runs_folder() / training
@@ -104,18 +107,33 @@ def resume(folder: Path, path: Path | None, overrides: tuple[str, ...], options:
 
     def stored() -> Plan:
         try:
-            return Plan.model_validate_json((folder / "plan.json").read_bytes())
+            plan = Plan.model_validate_json((folder / "plan.json").read_bytes())
         except (OSError, ValidationError):
             raise PlanError(f"{folder}: holds no run's plan: name the folder of a run") from None
+        if not options.accept_code:
+            check_resumed_code(plan)
+        return plan
 
     plan, task, vector = prepare(stored, options)
-    if overrides or (path is not None and check_plan(lambda: read_plan(path))[0] != plan):
+    if overrides or (path is not None and without_code(check_plan(lambda: read_plan(path))[0]) != without_code(plan)):
         raise Failure(f"{folder}: the run has its own plan: resume it without naming or changing one", REFUSED)
     try:
         checkpoint = Checkpoint.resume(folder / "checkpoint", plan, parameters=vector.size, features=len(task.features))
     except CheckpointError as error:
         raise Failure(str(error), REFUSED) from None
     train(folder, plan, task, checkpoint, options, check_data(plan, options))
+
+
+def check_resumed_code(plan: Plan) -> None:
+    """See that the code is the one that the run began with.
+
+    Raises:
+        PlanError: it is not, with both digests.
+    """
+    try:
+        check_same_code(plan)
+    except PlanError as error:
+        raise PlanError(f"{error}; or go on with this code, and --accept-code") from None
 
 
 def prepare(read: Callable[[], Plan], options: Options) -> tuple[Plan, Task, NDArray[np.float32]]:
@@ -168,7 +186,8 @@ def check_data(plan: Plan, options: Options) -> dict[str, Workshop]:
     Raises:
         Failure: with exit code 2: the first reason of each site whose data and task do not fit.
     """
-    workshops: dict[str, Workshop] = {site: InProcess(plan, site, options.data) for site in plan.sites}
+    asked = without_code(plan) if options.accept_code else plan
+    workshops: dict[str, Workshop] = {site: InProcess(asked, site, options.data) for site in plan.sites}
     try:
         found = {site: workshop.check(plan.deadlines.train_s) for site, workshop in workshops.items()}
     except WorkFailed as error:
@@ -187,7 +206,8 @@ def train(
         Failure: as ``start``.
     """
     screen, training = Screen(plan, task, folder), checkpoint.progress.training
-    with closing(checkpoint), closing(open_consortium(folder, plan, options.data, workshops)) as local:
+    code: CodeRule = "any" if options.accept_code else "named"
+    with closing(checkpoint), closing(open_consortium(folder, plan, options.data, workshops, code)) as local:
         live = Session(
             training,
             plan,

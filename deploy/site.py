@@ -53,6 +53,7 @@ url = "{exchange}"
 {data}
 [policy]
 tasks = {tasks}
+code = "pinned"                  # a plan must name the code that is installed here: fedseal code TASK
 protocols = ["secagg"]
 approval = "{approval}"          # or "by-hand": each training waits for fedseal site approve
 min_sites = 3

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from deploy.site import HERE, Folder, app, fail, one_line
+from flows.code_digest import code_digest
 from flows.data_sets import choose
 from flows.plan import Plan, PlanError, make_plan
 from flows.roster_memory import why_too_close
@@ -172,6 +173,7 @@ def plan_lines(site: SiteFolder, vault: Vault, training: str, plan: Plan) -> lis
     lines = [
         f"asked by     {asker(site)}",
         f"task         {plan.task}{'' if plan.task in site.policy.tasks else ', which is NOT on your list'}",
+        f"code         {code_line(plan)}",
         f"data set     {plan.data}: {folder or 'no folder is named for it here'}; budget group "
         f"{site.group_of(plan.data)}",
         f"with         {', '.join(others)}; a sum needs {rules.threshold} of {len(plan.sites)} sites, and "
@@ -195,6 +197,17 @@ def cautions(site: SiteFolder, vault: Vault, plan: Plan) -> list[str]:
     except SettingsError:
         return []
     return [reason] if reason else []
+
+
+def code_line(plan: Plan) -> str:
+    """Say whether the plan's code is the one that is installed here."""
+    try:
+        here = code_digest(plan.task)
+    except PlanError as error:
+        return f"{plan.code or 'not named'}; {error}"
+    if not plan.code:
+        return f"not named; {here} is installed here"
+    return f"{plan.code}, which is {'installed here' if plan.code == here else f'NOT what is installed here: {here}'}"
 
 
 def asker(site: SiteFolder) -> str:

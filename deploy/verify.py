@@ -192,6 +192,9 @@ def describe(receipt: Receipt, plan: Plan) -> list[str]:
         f"Verified: the receipt of {receipt.training}, signed by the coordinator {fingerprint(receipt.coordinator)}.",
         f"Plan {plan.digest}: task {plan.task}, data set {plan.data}, {plan.rounds} rounds, {rules.protocol}, "
         f"threshold {rules.threshold} of {len(plan.sites)} sites, {rules.colluding} may collude.",
+        f"Code of the task as agreed to: {plan.code} (compare: fedseal code {plan.task})."
+        if plan.code
+        else "The plan does not name the digest of its task's code: what ran is not known.",
     ]
     if (epsilon := receipt.rounds[-1].epsilon) is not None:
         lines.append(

@@ -9,16 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.code_digest import check_code, without_code
 from flows.data_sets import Chosen, DataSet, choose
 from flows.plan import Plan, PlanError, make_plan
 from flows.policy import Policy, check_policy
 from flows.privacy import afford, charges_of, check_privacy
 from flows.roster_memory import check_roster, waiting
 from flows.workshop import Described, WorkFailed, Workshop, Workshops
+from protocols.decisions import Decision
 from protocols.errors import Pending, Refused
 from protocols.keys import Consortium
 from protocols.messages import COORDINATOR, parse
-from protocols.vault import Decision, Vault
+from protocols.vault import Vault
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,10 +91,11 @@ def join(
     """
     check_policy(policy, plan, site)
     chosen = choose(plan, site, data, policy)
+    check_code(policy.code, plan, site)
     check_decision(site, plan, training, policy, vault)
     with waiting(vault, training, plan):
         check_roster(site, training, vault, chosen, plan, consortium)
-    workshop = workshops(plan, site, chosen.data_set.path)
+    workshop = workshops(without_code(plan) if policy.code == "any" else plan, site, chosen.data_set.path)
     try:
         described = workshop.describe(min(plan.deadlines.train_s, policy.max_train_s))
         agreed = Agreed(plan, described, workshop, chosen)
@@ -123,13 +126,12 @@ def check_decision(site: str, plan: Plan, training: str, policy: Policy, vault: 
     Raises:
         Refused: withdrawn; Pending: not yet approved.
     """
-    known = vault.decision(training)
-    if known is not None and known.decision == "revoked":
+    known = vault.decision(training, plan.digest)
+    if known is not None and known.withdrawn:
         raise Refused(site, "join", "this site has withdrawn from this training")
-    approved = known is not None and (known.decision, known.plan) == ("approved", plan.digest)
-    if policy.approval == "by-hand" and not approved:
+    if policy.approval == "by-hand" and (known is None or known.decision != "approved"):
         vault.decide(Decision(training, plan.digest, plan.to_json(), "pending"))
-        raise Pending(site, "join", f"waits for its data steward: fedseal site approve {training}")
+        raise Pending(site, "join", f"waits for its data steward: fedseal site show {training}")
 
 
 def check_budget_allows(site: str, agreed: Agreed, training: str, policy: Policy, vault: Vault) -> None:

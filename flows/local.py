@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from flows.code_digest import CodeRule, without_code
 from flows.collect import Absent
 from flows.data_sets import DataSet
 from flows.exchange import Exchange
@@ -84,7 +85,11 @@ class LocalConsortium:
 
 
 def open_consortium(
-    folder: Path, plan: Plan, data: Path | None, made: Mapping[str, Workshop] | None = None
+    folder: Path,
+    plan: Plan,
+    data: Path | None,
+    made: Mapping[str, Workshop] | None = None,
+    code: CodeRule = "named",
 ) -> LocalConsortium:
     """Found a local consortium for ``plan`` in ``folder``, or open the one that is there.
 
@@ -93,12 +98,13 @@ def open_consortium(
         plan: names sites, task and data set.
         data: where every site finds its data set.
         made: a workshop of this plan for each site, which has the data already; made where it is needed otherwise.
+        code: whether the sites compare the code that the plan names.
     """
     vaults = {site: _open_vault(folder / "sites" / site, site) for site in plan.sites}
     keeper = _open_vault(folder / "coordinator", COORDINATOR)
     consortium = Consortium(keeper.identity.public, {site: vault.identity.public for site, vault in vaults.items()})
     exchange = Exchange(f"file://{folder.absolute()}/exchange")
-    policy = Policy(tasks=[plan.task], protocols=[plan.protection.protocol])
+    policy = Policy(tasks=[plan.task], code=code, protocols=[plan.protection.protocol])
     workshops = _prefer(plan, made or {})
     sites = {
         site: Site(vault, consortium, exchange, {plan.data: DataSet(data)}, policy, workshops=workshops)
@@ -113,7 +119,7 @@ def _prefer(plan: Plan, made: Mapping[str, Workshop]) -> Workshops:
     """Give the workshops that were made for this plan, and new ones for any other."""
 
     def workshop(asked: Plan, site: str, folder: Path | None) -> Workshop:
-        return made[site] if asked == plan and site in made else in_process(asked, site, folder)
+        return made[site] if asked in (plan, without_code(plan)) and site in made else in_process(asked, site, folder)
 
     return workshop
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.code_digest import check_same_code
 from flows.model import GlobalModel
 from flows.plan import Plan, PlanError
 from flows.policy import load_task
@@ -45,11 +46,12 @@ class LocalWork:
         folder: where its data set lies; ``None`` for a task without one.
 
     Raises:
-        PlanError: the task does not import.
+        PlanError: the task does not import, or its code is not what the plan names.
     """
 
     def __init__(self, plan: Plan, site: str, folder: Path | None) -> None:
         self.plan, self.site, self._folder = plan, site, folder
+        check_same_code(plan)
         self.task: Task = load_task(plan.task)
         self._loaded: tuple[SiteData, str] | None = None
 

@@ -198,6 +198,11 @@ class Plan(_Part):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$", description="Short name; the training's starts with it.")]
     task: Annotated[str, Field(pattern=r"^[\w.]+:\w+$", description="Import path of the ML task, module:Class.")]
+    code: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
+        default="",
+        title="Code",
+        description="Digest of the task's code (fedseal code TASK); empty: what the coordinator has installed.",
+    )
     data: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,40}$", description="Name of the data set, mapped by each site.")]
     sites: tuple[SiteName, ...] = Field(min_length=3, description="The sites to invite, by name.")
     min_sites: int = Field(

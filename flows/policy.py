@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.code_digest import CodeRule, import_from_source
 from flows.plan import Plan, PlanError
 from protocols.errors import Refused
 from protocols.ledger import Budget
@@ -30,6 +31,11 @@ class Policy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     tasks: list[TaskPath] = Field(description="Import paths of the tasks that may run here.")
+    code: CodeRule = Field(
+        default="named",
+        description="pinned: a plan must name the digest of the code that is installed here (site.toml's default). "
+        "named: it names that one or none. any: the code is not compared.",
+    )
     protocols: list[Literal["secagg", "plain"]] = Field(
         default=["secagg"], description="Protocols that may be used; plain protects nothing."
     )
@@ -91,6 +97,7 @@ def load_task(path: str) -> "Task":
     from ml_tasks.task import Task
 
     module, _, name = path.partition(":")
+    import_from_source(module.partition(".")[0])
     try:
         found = getattr(importlib.import_module(module), name)
         task = found() if isinstance(found, type) and issubclass(found, Task) else None

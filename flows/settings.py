@@ -168,7 +168,8 @@ class SiteFolder(_Folder):
     def __init__(self, folder: Path, table: SiteTable) -> None:
         super().__init__(folder, table)
         self.name = table.name
-        self.policy = table.policy
+        pinned = {} if "code" in table.policy.model_fields_set else {"code": "pinned"}
+        self.policy = table.policy.model_copy(update=pinned)
         self.data = {
             name: DataSet(None if one.path is None else folder / one.path, one.max_examples, one.budget)
             for name, one in table.data.items()

@@ -23,6 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deploy.up import Home, end, found_home, free_port, running, site_names, start_party, start_server
+from flows.code_digest import with_code
 from flows.engine import patient
 from flows.participation import ENDED
 from flows.plan import Plan, make_plan
@@ -56,7 +57,7 @@ class Consortium:
             "local": {"steps": 3, "batch_size": 4},
             "deadlines": {name: seconds * PATIENCE for name, seconds in deadlines.items()},
         }
-        return make_plan({**raw, **fields}, source="test")
+        return with_code(make_plan({**raw, **fields}, source="test"))
 
     def submit(self, plan: Plan) -> UUID:
         """Start a training; gives its flow run."""
