@@ -57,7 +57,7 @@ def run(
     """Run a federated training on this machine: every site in this process, each with its own keys and vault."""
     from deploy import run as runs
 
-    options = runs.Options(data, json, baselines, accept_code)
+    options = runs.Options(data, json, baselines, accept_code=accept_code)
     try:
         if resume is None:
             runs.start(plan, tuple(overrides or ()), options)
