@@ -37,20 +37,133 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-MUTANTS: tuple[Mutant, ...] = (
+WORLDS = ("tests/attacks/test_nothing_before_the_sum.py",)
+WORK = ("tests/attacks/test_local_work.py",)
+
+BEFORE_THE_SUM: tuple[Mutant, ...] = (
+    # What failed in local work is refused, with its reason, or with none.
+    Mutant(
+        "before-the-sum",
+        "flows/site.py",
+        "            return {}\n        return worked.values\n",
+        "            raise Refused(self.identity.name, step, str(failed)) from None\n        return worked.values\n",
+        WORLDS,
+    ),
+    Mutant(
+        "before-the-sum",
+        "flows/site.py",
+        "        except WorkFailed as failed:\n",
+        "        except TimeoutError as failed:\n",
+        WORLDS,
+    ),
+    # Joining tries the data, or counts them.
+    Mutant(
+        "before-the-sum",
+        "flows/joining.py",
+        "        agreed = Agreed(plan, described, workshop, chosen)\n",
+        "        agreed = Agreed(plan, described, workshop, chosen)\n"
+        "        if workshop.check(30.0):\n"
+        "            raise Refused(site, 'join', 'the data cannot be used')\n",
+        WORLDS,
+    ),
+    Mutant(
+        "before-the-sum",
+        "flows/joining.py",
+        "        agreed = Agreed(plan, described, workshop, chosen)\n",
+        "        agreed = Agreed(plan, described, workshop, chosen)\n"
+        "        from flows.local_work import LocalWork\n"
+        "        if len(LocalWork(plan, site, None).data.train) > plan.protection.max_examples:\n"
+        "            raise Refused(site, 'join', 'this site has more examples than protection.max_examples')\n",
+        WORLDS,
+    ),
+    # Work that failed shows at mask: as a refusal, or as work that was not done.
+    Mutant(
+        "before-the-sum",
+        "flows/site.py",
+        "            values = zeros(expected)\n",
+        "            raise Refused(self.identity.name, step, 'the local work failed')\n",
+        WORLDS,
+    ),
+    Mutant(
+        "before-the-sum",
+        "flows/site.py",
+        "                self._keep(path, self._worked(agreed, context, step, model, ends), step)\n",
+        "                values = self._worked(agreed, context, step, model, ends)\n"
+        "                if values:\n"
+        "                    self._keep(path, values, step)\n",
+        WORLDS,
+    ),
+    # The number of messages tells.
+    Mutant(
+        "before-the-sum",
+        "flows/site.py",
+        "            time.sleep(max(0.0, ends - time.monotonic()))\n"
+        '        return (self._reply(request, "done", Done()),)\n',
+        "            time.sleep(max(0.0, ends - time.monotonic()))\n"
+        '        return (self._reply(request, "done", Done()),) * (1 + (context.training in self.failures))\n',
+        WORLDS,
+    ),
+    # The next advert's ledger head depends on what was read.
+    Mutant(
+        "before-the-sum",
+        "flows/site.py",
+        "        return worked.values\n",
+        "        with self.vault.exclusive():\n"
+        "            self.vault.enter(LedgerEntry('accepted', worked.content))\n"
+        "        return worked.values\n",
+        WORLDS,
+    ),
+    # Something of the work lies on the exchange before it is masked.
+    Mutant(
+        "before-the-sum",
+        "flows/site.py",
+        "        return worked.values\n",
+        "        self._exchange.put(self.identity.name, worked.content.encode())\n        return worked.values\n",
+        WORLDS,
+    ),
+    # A later step is refused for what failed earlier.
+    Mutant(
+        "before-the-sum",
+        "flows/site.py",
+        "        self._check_attempts(context, plan)\n",
+        "        self._check_attempts(context, plan)\n"
+        "        if context.training in self.failures:\n"
+        "            raise Refused(self.identity.name, 'advertise', 'its data steward must look first')\n",
+        WORLDS,
+    ),
+)
+
+FINDINGS: tuple[Mutant, ...] = (
     Mutant(
         "1",
         "flows/site.py",
         'raise Refused(me, step, "this site has not advertised in this context")',
         "return",
-        ("tests/attacks/test_nothing_before_the_sum.py",),
+        WORK,
     ),
+    Mutant("1", "flows/site.py", "        check_model(model, described.bounds)\n", "", WORK),
     Mutant(
-        "1",
+        "5",
+        "flows/local_work.py",
+        '        if len(examples) <= most or self.plan.privacy.unit == "record":\n',
+        "        if len(examples) >= 0:\n",
+        WORK,
+    ),
+    Mutant("12", "flows/site.py", "        self._check_attempts(context, plan)\n", "", WORK),
+    Mutant(
+        "12",
         "flows/site.py",
-        "            return {}\n        return worked.values\n",
-        "            raise Refused(self.identity.name, step, str(failed)) from None\n        return worked.values\n",
-        ("tests/attacks/test_nothing_before_the_sum.py",),
+        "        ends = began + min(plan.deadlines.train_s, self._policy.max_train_s)\n",
+        "        ends = began + plan.deadlines.train_s\n",
+        WORK,
+    ),
+    Mutant("12", "flows/site.py", "        self.stop_work(training_name)\n", "", WORK),
+    Mutant(
+        "16",
+        "flows/site.py",
+        '        if plan.protection.timing == "fixed":\n',
+        '        if plan.protection.timing == "never":\n',
+        WORK,
     ),
     Mutant(
         "14",
@@ -163,6 +276,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
 )
 
+MUTANTS = (*BEFORE_THE_SUM, *FINDINGS)
+
 
 def apply(mutant: Mutant, tree: Path) -> None:
     """Replace the mutant's text in a copy of the tree.
@@ -200,7 +315,7 @@ def survives(mutant: Mutant) -> str:
             return str(error)
         data = os.environ.get("FEDSEAL_TEST_DATA", str(ROOT.parent / "shared" / "data"))
         ran = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests],
+            [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *mutant.tests],
             cwd=tree,
             env={**os.environ, "PYTHONPATH": str(tree), "FEDSEAL_TEST_DATA": data},
             capture_output=True,
