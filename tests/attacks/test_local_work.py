@@ -1,4 +1,4 @@
-"""Local work is for advertised attempts, bounded at the site, and says nothing of the data (attacks.md, 1, 5, 12, 16)."""
+"""Local work is for advertised attempts, bounded at the site, silent on the data (attacks.md, 1, 5, 12, 16)."""
 
 import threading
 import time
