@@ -2,7 +2,9 @@
 
 import os
 import sqlite3
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ import typer
 
 from flows.pauses import pauses
 from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
+from flows.site_log import SiteLog
 from protocols.consortium import fingerprint
 from protocols.errors import Refused
 from protocols.keys import Identity
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
     from deploy.worker import Refusal
 
+SHOWN_FAILURES = 10
 DELTA = 1e-5
 """At which epsilon is shown for a data set without a budget."""
 
@@ -136,7 +140,10 @@ def init(
 
 
 @app.command()
-def serve(folder: Folder = HERE) -> None:
+def serve(
+    folder: Folder = HERE,
+    check: Annotated[bool, typer.Option(help="Check at the start whether the tasks and the data sets fit.")] = True,
+) -> None:
     """Serve the site: wait for trainings and take part in those that the policy allows. Opens no port."""
     with one_line():
         site = SiteFolder.read(folder)
@@ -159,8 +166,21 @@ def serve(folder: Folder = HERE) -> None:
     schema = Parameters.model_json_schema()
     once_there(site.prefect, lambda: register(pool, SiteWorker.type, PARTICIPATE, site.name, description, schema))
     print(f"{site.name} serves; what it does is in {folder / 'site.log'}", file=sys.stderr, flush=True)
+    if check and site.data:
+        threading.Thread(target=warn_of, args=(folder,), daemon=True).start()
     with lock:
         serve(SiteWorker(folder, pool, site.name, refusal_of(vault), limit))
+
+
+def warn_of(folder: Path) -> None:
+    """Say on the terminal which tasks and data sets do not fit each other, a line each, as ``fedseal site check`` does.
+
+    In a process of its own: what serves a site imports no task.
+    """
+    words = [sys.executable, "-P", "-m", "deploy.cli", "site", "check", "--folder", str(folder.absolute())]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603
+    for line in (done.stdout if done.returncode == 1 else done.stderr).splitlines():
+        print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def refusal_of(vault: Vault) -> "Refusal":
@@ -183,13 +203,34 @@ def refusal_of(vault: Vault) -> "Refusal":
 
 @app.command()
 def status(folder: Folder = HERE) -> None:
-    """Tell who the site is, and what became of each training."""
+    """Tell what failed here, who the site is, and what became of each training."""
     with one_line():
         site = SiteFolder.read(folder)
         vault = site.open_vault()
+    for line in failure_lines(vault):
+        print(line)
     print(f"{site.name}: key {vault.identity.public} (compare: {fingerprint(vault.identity.public)})")
     for line in training_lines(vault):
         print(line)
+
+
+def failure_lines(vault: Vault) -> list[str]:
+    """The latest failures of local work, which nobody outside the site is told of."""
+    failures = SiteLog(vault.folder).failures()
+    lines = [
+        one_printed_line(
+            f"FAILED {failure.time:%Y-%m-%d %H:%M:%S} {failure.fields.get('step', 'work')} in "
+            f"{failure.fields.get('training', 'a training')}: {failure.reason}"
+        )
+        for failure in failures[-SHOWN_FAILURES:]
+    ]
+    more = len(failures) - len(lines)
+    return [f"{more} earlier failures are in {vault.folder}", *lines] if more else lines
+
+
+def one_printed_line(text: str) -> str:
+    """Text of others as a terminal may show it: in one line, with no commands in it."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def training_lines(vault: Vault) -> list[str]:

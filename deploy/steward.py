@@ -12,13 +12,15 @@ from typing import Annotated
 
 import typer
 
-from deploy.site import HERE, Folder, app, fail, one_line
+from deploy.site import HERE, Folder, app, fail, one_line, one_printed_line
 from flows.code_digest import code_digest
 from flows.data_sets import choose
+from flows.fitting import check_all, check_fitting
 from flows.plan import Plan, PlanError, make_plan
 from flows.roster_memory import why_too_close
 from flows.settings import SettingsError, SiteFolder
 from flows.site_log import LogChanged, SiteLog
+from flows.workshop import Workshops
 from protocols.consortium import fingerprint
 from protocols.decisions import Decision
 from protocols.errors import Refused
@@ -122,6 +124,33 @@ def revoke(training: Training, folder: Folder = HERE) -> None:
     print(f"withdrawn: {training}", file=sys.stderr)
 
 
+@app.command()
+def check(
+    task: Annotated[str, typer.Argument(help="A task, module:Class; without one, all that the policy allows.")] = "",
+    folder: Folder = HERE,
+    data: Annotated[str, typer.Option(help="A data set of site.toml; without one, all of them.")] = "",
+) -> None:
+    """See whether tasks and data sets fit each other, with every reason in full. Exit code 1 where they do not."""
+    with one_line():
+        site = SiteFolder.read(folder)
+    sets = {name: one.path for name, one in site.data.items() if data in ("", name)}
+    if not sets:
+        raise fail(f"{data or '[data]'}: is no data set of {folder}: name it in [data] of site.toml")
+    tasks = [task] if task else site.policy.tasks
+    if strangers := [one for one in tasks if one not in site.policy.tasks]:
+        raise fail(f"{strangers[0]}: is not on this site's list: its code does not run here, add it to [policy] tasks")
+    workshops = workshops_of(site)
+    if task and data:
+        lines = check_fitting(site.name, task, data, sets[data], workshops).lines
+    else:
+        lines = list(check_all(site.name, tasks, sets, workshops))
+    for line in lines:
+        print(one_printed_line(line))
+    if lines:
+        raise typer.Exit(1)
+    print(f"{', '.join(tasks)} on {', '.join(sets)}: nothing is wrong")
+
+
 @app.command("log")
 def show_log(
     folder: Folder = HERE,
@@ -138,12 +167,19 @@ def show_log(
             print(f"{number} lines, none changed. Keep this elsewhere: line {number}, head {head}")
             return
         for line in log.read(from_time):
-            words = " ".join(f"{name}={shown(value)}" for name, value in line.fields.items())
+            words = " ".join(f"{name}={one_printed_line(str(value))}" for name, value in line.fields.items())
             print(f"{line.number} {line.time:%Y-%m-%d %H:%M:%S} {line.event} {words}".rstrip())
     except ValueError:
         raise fail(f"--since {since}: is no day or time: write it as 2026-11-28 or 2026-11-28T06:00Z") from None
     except LogChanged as changed:
         raise fail(f"{log.path}: {changed}") from None
+
+
+def workshops_of(site: SiteFolder) -> Workshops:
+    """Where this site's local work is done, and checked."""
+    from flows.site import in_process
+
+    return in_process
 
 
 def read_waiting(canonical: str) -> Plan:
@@ -260,8 +296,3 @@ def as_time(text: str) -> datetime:
     """
     time = datetime.fromisoformat(text)
     return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def shown(value: object) -> str:
-    """A field as a terminal may show it: a refused request may have held any character."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(value))

@@ -274,6 +274,55 @@ FINDINGS: tuple[Mutant, ...] = (
         "            if self._settings is None:\n",
         ("tests/attacks/test_settings_bind.py",),
     ),
+    Mutant(
+        "13",
+        "protocols/decisions.py",
+        'where, values = ("training = ? AND plan = ?", [training, plan]) if plan else ("training = ?", [training])',
+        'where, values = ("training = ?", [training])',
+        ("tests/attacks/test_approval.py", "tests/protocols/test_decisions.py"),
+    ),
+    Mutant(
+        "13",
+        "protocols/decisions.py",
+        '"ON CONFLICT (training, plan) DO UPDATE SET approved = excluded.approved",',
+        '"ON CONFLICT (training, plan) DO NOTHING",',
+        ("tests/attacks/test_approval.py", "tests/protocols/test_decisions.py"),
+    ),
+    Mutant(
+        "13",
+        "deploy/steward.py",
+        "and found[0] in shown else None",
+        "else None",
+        ("tests/deploy/test_steward.py",),
+    ),
+    Mutant(
+        "7",
+        "protocols/decisions.py",
+        "            if barred:\n",
+        "            if False:\n",
+        ("tests/attacks/test_approval.py", "tests/protocols/test_decisions.py"),
+    ),
+    Mutant(
+        "what-runs-is-approved",
+        "flows/joining.py",
+        "    check_code(policy.code, plan, site)\n",
+        "",
+        ("tests/attacks/test_approval.py",),
+    ),
+    Mutant(
+        "what-runs-is-approved",
+        "flows/local_work.py",
+        "        check_same_code(plan)\n",
+        "",
+        ("tests/flows/test_code_digest.py",),
+    ),
+    Mutant(
+        "what-runs-is-approved",
+        "flows/policy.py",
+        '    import_from_source(module.partition(".")[0])\n',
+        "",
+        ("tests/flows/test_code_digest.py",),
+    ),
 )
 
 MUTANTS = (*BEFORE_THE_SUM, *FINDINGS)

@@ -158,3 +158,34 @@ def test_the_trainings_that_were_joined_on_the_same_data_are_shown(home: Home, v
     wait(vault, plan_of())
     out = site(home, "show", "t-1")[1]
     assert "earlier      t-0 (0 sums with east, north, south)\n" in out
+
+
+def test_what_failed_here_is_shown_first(home: Home, vault: Vault) -> None:
+    SiteLog(vault.folder).fail("ValueError: could not read\n\x1b[2J row 7", step="train", training="t-1", round=2)
+    first, second = site(home, "status")[1].splitlines()[:2]
+    assert first.startswith("FAILED ") and "train in t-1: ValueError: could not read\\n\\x1b[2J row 7" in first
+    assert second.startswith("north: key ")
+
+
+def test_task_and_data_are_checked_with_every_reason(home: Home) -> None:
+    toml = home.site("north") / "site.toml"
+    text = toml.read_text()
+    data = home.site("north") / "empty"
+    data.mkdir()
+    begin, end = text.index("[data]"), text.index("[policy]")
+    toml.write_text(
+        text[:begin]
+        + '[data]\nheart = "empty"\n\n'
+        + text[end:].replace("tasks = [", 'tasks = ["ml_tasks.heart:HeartDisease", ')
+    )
+    code, out, _ = site(home, "check", "ml_tasks.heart:HeartDisease", "--data", "heart")
+    assert code == 1 and out.startswith("ml_tasks.heart:HeartDisease on heart: ")
+    assert site(home, "check", "os.path:X", "--data", "heart")[0] == 2
+    assert site(home, "check", "ml_tasks.heart:HeartDisease", "--data", "other")[0] == 2
+
+
+def test_a_task_s_code_is_printed_and_nothing_of_it_run(tmp_path: Path) -> None:
+    from flows.code_digest import code_digest
+
+    assert fedseal("code", "ml_tasks.heart:HeartDisease")[:2] == (0, code_digest("ml_tasks.heart:HeartDisease") + "\n")
+    assert fedseal("code", "no_such_package:X")[0] == 2

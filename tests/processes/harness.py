@@ -162,7 +162,7 @@ class Consortium:
 
     def start(self, site: str) -> None:
         """Start a site that is not there."""
-        self.home.processes[site] = start_party(["site", "serve"], self.home.site(site))
+        self.home.processes[site] = start_party(["site", "serve", "--no-check"], self.home.site(site))
 
     def serve(self) -> None:
         """Start the server again, on its port and database."""
