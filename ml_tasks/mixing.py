@@ -20,6 +20,7 @@ from ml_tasks.training import predict
 
 TOLERANCE = 1e-3
 """What rounding may change of a module's output, in parts of its largest number."""
+MIXES = "mixes records: what it makes of one depends on others"
 PLAIN = (type(None), bool, int, float, str, bytes)
 """Attributes that are compared by what they are, not by which one."""
 Hook = Callable[[nn.Module, tuple[object, ...], object], None]
@@ -54,7 +55,7 @@ def refuse_found_mixing(task: Task, model: nn.Module, features: Tensor, targets:
         given = features.clone().requires_grad_()
         logits, _ = predict(task, model, given, targets)
     if _gradients_mix(given, logits):
-        raise _name(model, calls, [call for call in calls if _gradients_mix(call.given, call.made)])
+        raise _name(model, [call for call in calls if _gradients_mix(call.given, call.made)], MIXES)
     for training in (False, True):
         model.train(training)
         if training and _draws(task, model, features, targets):
@@ -66,7 +67,7 @@ def refuse_found_mixing(task: Task, model: nn.Module, features: Tensor, targets:
                 alone, _ = predict(task, model, features[row : row + 1].clone(), targets[row : row + 1])
             if not _near(together[row : row + 1], alone):
                 pairs = zip(calls, lone, strict=False)
-                raise _name(model, calls, [call for call, own in pairs if _values_mix(call, own, row)])
+                raise _name(model, [call for call, own in pairs if _values_mix(call, own, row)], MIXES)
 
 
 def refuse_memory(task: Task, model: nn.Module, features: Tensor, targets: Tensor) -> None:
@@ -93,6 +94,36 @@ def refuse_memory(task: Task, model: nn.Module, features: Tensor, targets: Tenso
             if name in before and before[name] != after[name]:
                 raise not_alone(name, module, "keeps something of each record that it meets: a counter, or a buffer")
         before = after
+
+
+def refuse_unsteady(task: Task, model: nn.Module, features: Tensor, targets: Tensor) -> None:
+    """Refuse a model that makes two things of one record, with the same draws of torch's generator.
+
+    Args:
+        task: gives the loss.
+        model: on the CPU.
+        features: (n, ...), n at least 1.
+        targets: (n,).
+
+    Raises:
+        DataError: names the innermost module that does.
+    """
+    model.train()
+    twice = []
+    for _ in range(2):
+        torch.default_generator.manual_seed(0)
+        with torch.no_grad(), _traced(model) as calls:
+            logit, _ = predict(task, model, features[:1].clone(), targets[:1])
+        twice.append((logit, calls))
+    (first, before), (second, after) = twice
+    if not torch.equal(first, second):
+        pairs = zip(before, after, strict=False)
+        found = [one for one, two in pairs if torch.equal(one.given, two.given) and not torch.equal(one.made, two.made)]
+        raise _name(
+            model,
+            found,
+            "makes two things of one record: it draws from elsewhere than torch's generator, or keeps state outside",
+        )
 
 
 def not_alone(name: str, module: nn.Module, why: str) -> DataError:
@@ -200,9 +231,9 @@ def _draws(task: Task, model: nn.Module, features: Tensor, targets: Tensor) -> b
     return not torch.equal(before, torch.get_rng_state())
 
 
-def _name(model: nn.Module, calls: list[_Call], found: list[_Call]) -> DataError:
+def _name(model: nn.Module, found: list[_Call], why: str) -> DataError:
     name = found[0].name if found else ""
-    return not_alone(name, model.get_submodule(name), "mixes records: what it makes of one depends on others")
+    return not_alone(name, model.get_submodule(name), why)
 
 
 def _contents(thing: object) -> object:
