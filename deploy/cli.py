@@ -22,12 +22,13 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from deploy import coordinator, site, steward  # noqa: E402, F401 - after the settings; steward adds to site
+from deploy import author, coordinator, site, steward  # noqa: E402, F401 - after the settings; steward adds to site
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 consortium_app = typer.Typer(no_args_is_help=True, help="The file that says who is who.")
 app.add_typer(site.app, name="site")
 app.add_typer(coordinator.app, name="coordinator")
+app.add_typer(author.app, name="author")
 app.add_typer(consortium_app, name="consortium")
 
 
@@ -147,7 +148,8 @@ def check_consortium(file: Annotated[Path, typer.Argument(help="A consortium fil
     except ConsortiumError as error:
         raise site.fail(error) from None
     parties = {f"site {name}": key for name, key in sorted(consortium.sites.items())}
-    for party, key in {"coordinator": consortium.coordinator, **parties}.items():
+    authors = {f"author {name}": key for name, key in sorted(consortium.authors.items())}
+    for party, key in {"coordinator": consortium.coordinator, **parties, **authors}.items():
         print(f"{party:<37} {fingerprint(key)}")
 
 

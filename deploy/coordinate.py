@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
 from deploy.show import plot_metrics
 from deploy.worker import end_with_worker
+from flows.authors import fitting_template
 from flows.checkpoint import Checkpoint, CheckpointError
 from flows.code_digest import with_code
 from flows.engine import patient, patient_engine
@@ -152,6 +153,7 @@ def prepare(
         raise PlanError(f"plan: sites: {', '.join(strangers)}: not in the consortium file: correct the name")
     training = f"{plan.name}-{run_id.hex[:12]}"
     plan, task, vector = check_plan(lambda: planned_code(plan, settings.runs / training))
+    template = fitting_template(plan, settings.templates, consortium.authors)
     vault = settings.open_vault()
     settings.check_identity(vault.identity, consortium)
     folder = claimed(settings.runs / training, run_id)
@@ -164,7 +166,19 @@ def prepare(
         checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, first)
     exchange, ending = settings.open_exchange(), threading.Event()
     sites = RemoteSites(client, training, run_id, consortium, exchange, ending)
-    live = Session(training, plan, task, vault, consortium, exchange, sites, checkpoint, partial(tell, plan), ending)
+    live = Session(
+        training,
+        plan,
+        task,
+        vault,
+        consortium,
+        exchange,
+        sites,
+        checkpoint,
+        partial(tell, plan),
+        ending,
+        template,
+    )
     return live, sites, folder
 
 

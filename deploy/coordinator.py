@@ -65,6 +65,7 @@ def serve(
         coordinator = CoordinatorFolder.read(folder)
         vault = coordinator.open_vault()
         coordinator.check_identity(vault.identity, coordinator.consortium)
+        authors = coordinator.consortium.authors
         vault.close()
         coordinator.open_exchange()
     os.environ.update(coordinator.prefect.environment)
@@ -72,6 +73,7 @@ def serve(
     from pydantic import Field
 
     from deploy.worker import CoordinatorWorker, register, serve, serve_alone
+    from flows.authors import first_template
     from flows.plan import Plan, PlanError, read_plan
     from flows.settings import COORDINATOR_POOL, TRAINING, TRAINING_DEPLOYMENT
 
@@ -79,7 +81,8 @@ def serve(
         """The form of the deployment: one plan."""
 
     try:
-        begin = read_plan(plan or EXAMPLE)
+        begin = None if plan else first_template(coordinator.templates, authors)
+        begin = begin or read_plan(plan or EXAMPLE)
     except PlanError as error:
         raise fail(error) from None
     with one_line():

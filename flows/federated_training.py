@@ -162,7 +162,7 @@ def run_round(training: str, protocol: str, purpose: Purpose, number: int, attem
 def join(training: str, site: str) -> Any:
     """Ask a site to agree to the plan; wait for its data steward, if it has to be."""
     live = session(training)
-    context, body = join_context(training, live.plan.digest), AskJoin(training, live.plan.to_json())
+    context, body = join_context(training, live.plan.digest), AskJoin(training, live.plan.to_json(), live.template)
     deadline = time.monotonic() + live.plan.deadlines.join_s
     for pause_s in pauses():
         asked = Asked(*live.ask(site, "join", context, body, deadline - time.monotonic()))

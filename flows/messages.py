@@ -10,10 +10,17 @@ _STRICT = ConfigDict(extra="forbid", strict=True)
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class AskJoin:
-    """Asks a site to agree to a plan (its canonical JSON). Kind ``ask/join``, in the join context."""
+    """Asks a site to agree to a plan (its canonical JSON). Kind ``ask/join``, in the join context.
+
+    Attributes:
+        training: its name.
+        plan: the plan's text.
+        template: the signed template that it follows from, where the consortium has authors (SPEC 6.13).
+    """
 
     training: TrainingName
     plan: str
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)

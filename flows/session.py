@@ -48,6 +48,7 @@ class Session:
         checkpoint: how far the training has come, with the current global model.
         observe: told of every finished round.
         ending: set when no site need be waited for any more: the training ends, well or not.
+        template: the signed template that the plan follows from, where the consortium has authors.
         identity: the coordinator's.
     """
 
@@ -61,6 +62,7 @@ class Session:
     checkpoint: Checkpoint
     observe: Callable[[RoundRecord], None] = lambda record: None
     ending: threading.Event = field(default_factory=threading.Event)
+    template: str = ""
     identity: Identity = field(init=False)
     _missing: dict[str, str | None] = field(default_factory=dict)
     _sent: Counter[tuple[str, str]] = field(default_factory=Counter)

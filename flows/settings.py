@@ -99,6 +99,7 @@ class CoordinatorTable(_Party):
     """The fields of ``coordinator.toml``."""
 
     runs: str = "runs"
+    templates: str = "templates"
     tasks: list[TaskPath]
     max_trainings: int = Field(default=4, ge=1)
 
@@ -224,6 +225,7 @@ class CoordinatorFolder(_Folder):
     def __init__(self, folder: Path, table: CoordinatorTable) -> None:
         super().__init__(folder, table)
         self.runs = folder / table.runs
+        self.templates = folder / table.templates
         self.tasks = tuple(table.tasks)
         self.max_trainings = table.max_trainings
 

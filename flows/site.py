@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from flows.authors import check_template
 from flows.data_sets import Chosen, DataSet, choose
 from flows.exchange import Exchange, ExchangeAway
 from flows.joining import Agreed, contexts_of, join, read_plan_of
@@ -187,6 +188,7 @@ class Site:
         if self._only not in (None, ask.training):
             raise Refused(self.identity.name, "join", "this participation is in another training")
         plan = read_plan_of(ask.plan, self.identity.name)
+        check_template(self.identity.name, plan, ask.template, self._consortium.authors)
         agreed = join(
             self.identity.name,
             plan,

@@ -6,6 +6,9 @@
     [sites]
     north = "<64 hex digits>"
 
+    [authors]                  # may be left out: then any plan may be asked for (SPEC 6.13)
+    jane = "<64 hex digits>"
+
 No key is ever learnt from a message, so that whoever can change this file is in the middle of everything: it is
 checked to the last digit before anything else is done with it. What cannot be seen here is whether the keys are those
 of the right organisations; for that, people compare ``fingerprint`` over another way.
@@ -62,9 +65,12 @@ def write_consortium(path: Path, consortium: Consortium) -> None:
     Raises:
         ConsortiumError: if nobody could read it.
     """
-    _checked(str(path), {"coordinator": {"key": consortium.coordinator}, "sites": dict(consortium.sites)})
-    sites = "".join(f'{site} = "{key}"\n' for site, key in sorted(consortium.sites.items()))
-    write_whole(path, f'[coordinator]\nkey = "{consortium.coordinator}"\n\n[sites]\n{sites}'.encode())
+    tables = {"sites": dict(consortium.sites)} | ({"authors": dict(consortium.authors)} if consortium.authors else {})
+    _checked(str(path), {"coordinator": {"key": consortium.coordinator}, **tables})
+    text = f'[coordinator]\nkey = "{consortium.coordinator}"\n'
+    for table, keys in tables.items():
+        text += f"\n[{table}]\n" + "".join(f'{name} = "{key}"\n' for name, key in sorted(keys.items()))
+    write_whole(path, text.encode())
 
 
 def fingerprint(key: str) -> str:
@@ -73,15 +79,19 @@ def fingerprint(key: str) -> str:
 
 
 def _checked(file: str, raw: Mapping[str, Any]) -> Consortium:
-    _refuse_others(file, raw, "", {"coordinator", "sites"})
+    _refuse_others(file, raw, "", {"coordinator", "sites", "authors"})
     coordinator, sites = _table(file, raw, "coordinator"), _table(file, raw, "sites")
+    authors = _table(file, raw, "authors") if "authors" in raw else {}
+    if "authors" in raw and not authors:
+        raise ConsortiumError(file, "authors", "is empty: name an author, or remove it, and any plan may be asked for")
     _refuse_others(file, coordinator, "coordinator.", {"key"})
     keys: dict[str, Any] = {"coordinator.key": coordinator.get("key")}
-    for name, key in sites.items():
-        if not _NAME.fullmatch(name):
-            reason = "a site's name is 1 to 32 of a-z, 0-9 and -: rename it"
-            raise ConsortiumError(file, f"sites.{_shown(name)}", reason)
-        keys[f"sites.{name}"] = key
+    for table, whose, named in (("sites", "a site's", sites), ("authors", "an author's", authors)):
+        for name, key in named.items():
+            if not _NAME.fullmatch(name):
+                reason = f"{whose} name is 1 to 32 of a-z, 0-9 and -: rename it"
+                raise ConsortiumError(file, f"{table}.{_shown(name)}", reason)
+            keys[f"{table}.{name}"] = key
     if len(sites) < FEWEST_SITES:
         raise ConsortiumError(file, "sites", f"{len(sites)} sites, {FEWEST_SITES} are needed: add the others")
     owners: dict[str, str] = {}
@@ -90,7 +100,7 @@ def _checked(file: str, raw: Mapping[str, Any]) -> Consortium:
         if key in owners:
             raise ConsortiumError(file, field, f"is the key of {owners[key]}: each party needs a key of its own")
         owners[key] = field
-    return Consortium(coordinator["key"], dict(sites))
+    return Consortium(coordinator["key"], dict(sites), dict(authors))
 
 
 def _check_key(file: str, field: str, key: Any) -> None:

@@ -6,7 +6,7 @@ Every derived key is bound to a context, a purpose and its parties, so that no k
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -66,10 +66,12 @@ class Consortium:
     Attributes:
         coordinator: the coordinator's public key, 64 hex digits.
         sites: each site's public key by name.
+        authors: the public keys of those who may sign plans, by name; where there are none, any plan may be asked for.
     """
 
     coordinator: str
     sites: Mapping[str, str]
+    authors: Mapping[str, str] = field(default_factory=dict)
 
 
 def verify(public: str, message: bytes, signature: bytes) -> None:
