@@ -10,12 +10,14 @@ import pytest
 from tests.attacks.two_worlds import WORLDS, difference, play
 
 OTHERS = [world for world in WORLDS if world not in ("one", "a million rows")]
+FAILING = ("none", "broken", "strange", "infinite")
+"""Where work fails, or most of it: whatever tells of that is found with these."""
 
 
 @pytest.mark.parametrize("privacy", ["none", "record", "site"])
 def test_scripts_of_a_hostile_coordinator_see_the_same_whatever_the_data_are(privacy: str) -> None:
-    for seed in range(5):
-        assert difference(seed, privacy, ("one", OTHERS[seed % len(OTHERS)])) == ""
+    for seed, world in ((2, "other"), (2, "infinite"), (4, "none"), (5, "strange"), (7, "broken")):
+        assert difference(seed, privacy, ("one", world)) == ""
 
 
 @pytest.mark.slow
@@ -35,7 +37,7 @@ def test_a_million_rows_are_not_told_from_one() -> None:
 
 def test_scripts_reach_a_masked_vector_and_every_kind_of_answer() -> None:
     """Otherwise the comparison would be of refusals alone."""
-    seen = [entry for seed in range(8) for entry in play(seed, "none", "one")]
+    seen = [entry for seed in (1, 2, 7) for entry in play(seed, "none", "one")]
     text = " ".join(said for _, said in seen)
     for kind in ("joined", "advert", "done", "share", "refusal"):
         assert f'"kind":"{kind}"' in text.replace("\\", ""), kind

@@ -274,12 +274,12 @@ def script(seed: int) -> list[Move]:
     for _ in range(drawn.randint(2, 4)):
         purpose = drawn.choice(PURPOSES)
         number = {"statistics": 0, "training": drawn.randint(1, 2), "evaluation": 3}[purpose]
-        attempt, model = drawn.randint(1, 4), drawn.choice((0, 0, 0, *range(len(MODELS))))
+        attempt, model = drawn.randint(1, 2), drawn.choice((0, 0, 0, *range(len(MODELS))))
         works = {"statistics": ["moments"], "training": ["train", "evaluate"], "evaluation": ["evaluate"]}[purpose]
         for step in ["advertise", *works, "share", "mask"]:
-            if drawn.random() < 0.3:
+            if drawn.random() < 0.2:
                 moves.append(any_move(drawn))
-            if drawn.random() < 0.85:
+            if drawn.random() < 0.92:
                 moves.append(Move(step, purpose, number, attempt, model, 0, 0))
     return moves
 
