@@ -108,6 +108,7 @@ def terms_of(plan: Plan, receipt: Receipt) -> Terms:
         patience=plan.stopping.patience,
         keep=plan.stopping.keep,
         tables=tables,
+        private=plan.privacy.unit != "none",
     )
 
 
@@ -198,8 +199,9 @@ def describe(receipt: Receipt, plan: Plan) -> list[str]:
     ]
     if (epsilon := receipt.rounds[-1].epsilon) is not None:
         lines.append(
-            f"Differential privacy: epsilon {epsilon:.4g} at delta {plan.privacy.delta:g} for adding or removing one "
-            f"{plan.privacy.unit}, as planned for the attempts that were made."
+            f"Differential privacy: epsilon {plan.privacy.epsilon:g} at delta {plan.privacy.delta:g} for adding or "
+            f"removing one {plan.privacy.unit}: the plan's, which every site enforces. By the coordinator's word on "
+            f"attempts the training has cost {epsilon:.4g} of it."
         )
     for entry in receipt.rounds:
         context, confirmed = entry.context, ", ".join(message.sender for message in entry.confirmations)

@@ -225,13 +225,13 @@ class Checkpoint:
             if path.name not in keep:
                 path.unlink()
 
-    def entries(self) -> tuple[Entry, ...]:
-        """The receipt's entries so far.
+    def entries(self, first: int = 0) -> tuple[Entry, ...]:
+        """The receipt's entries so far, from the ``first`` on.
 
         Raises:
             CheckpointError: if a file is missing or cut short.
         """
-        return tuple(self._entry(digest) for digest in self.progress.receipt)
+        return tuple(self._entry(digest) for digest in self.progress.receipt[first:])
 
     def take_best(self) -> None:
         """Go back to the best model, for the final evaluation.

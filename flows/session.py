@@ -22,6 +22,7 @@ from flows.report import Report, RoundRecord
 from flows.site import Answer
 from flows.tables import segments_of
 from ml_tasks.task import Task
+from protocols.confirmed import ConfirmedSums
 from protocols.contexts import AttemptContext, Purpose
 from protocols.errors import BadInput, BadMessage, Pending
 from protocols.keys import Consortium, Identity
@@ -64,6 +65,8 @@ class Session:
     ending: threading.Event = field(default_factory=threading.Event)
     template: str = ""
     identity: Identity = field(init=False)
+    _confirmed: ConfirmedSums = field(default_factory=ConfirmedSums)
+    _counted: int = 0
     _missing: dict[str, str | None] = field(default_factory=dict)
     _sent: Counter[tuple[str, str]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -75,11 +78,17 @@ class Session:
         """Keep what a site's advert says of its past.
 
         Raises:
-            BadMessage: it contradicts what the site has said before, in this training or another.
+            BadMessage: it contradicts what the site has said before, in this training or another, or the sums that are
+                finished: a receipt with such an advert would not verify.
         """
         with self.vault.exclusive():
             if not self.vault.witness(site, *advert.seen(context)):
                 raise BadMessage(site, "advertise", "its vault was put back: its adverts contradict each other")
+        for entry in self.checkpoint.entries(self._counted):
+            self._confirmed.add(entry)
+            self._counted += 1
+        if not self._confirmed.allow(site, advert):
+            raise BadMessage(site, "advertise", "it says that it has confirmed other sums than those that are finished")
 
     def context(self, purpose: Purpose, round_: int, attempt: int) -> AttemptContext:
         """The attempt context of a sum on the current model, which is put on the exchange."""

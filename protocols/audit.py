@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, ParamSpec, TypeVar
 
+from protocols.confirmed import ConfirmedSums
 from protocols.contexts import AttemptContext, Purpose, check_context, round_context
 from protocols.encoding import Segment
 from protocols.errors import ProtocolError
@@ -37,6 +38,7 @@ class Terms:
         patience: rounds without improvement before stopping; 0: never.
         keep: which model the final evaluation is made on.
         tables: the segments of each purpose.
+        private: whether the sums are noised: then every round is made.
     """
 
     plan: str
@@ -48,6 +50,7 @@ class Terms:
     patience: int
     keep: Literal["last", "best"]
     tables: Mapping[Purpose, tuple[Segment, ...]]
+    private: bool = False
 
 
 def check_receipt(receipt: Receipt, consortium: Consortium, terms: Terms) -> None:
@@ -65,6 +68,7 @@ def check_receipt(receipt: Receipt, consortium: Consortium, terms: Terms) -> Non
         if entry.previous != previous:
             raise ReceiptError(f"rounds[{place}].previous", "is not the digest of the entry before it")
         previous = entry.digest
+    check_confirmed(receipt)
     check_tables(receipt, consortium, terms)
     check_models(receipt, terms)
     try:
@@ -111,10 +115,13 @@ def check_order(receipt: Receipt, terms: Terms) -> None:
 
 
 def check_length(receipt: Receipt, terms: Terms, trained: int) -> None:
-    """Check that the training ended where the plan lets it: after its rounds, out of patience, or converged."""
+    """Check that the training ended where the plan lets it: after its rounds, out of patience, or converged.
+
+    What a sum's model is only the coordinator says, and a noised one never converges: there every round is due.
+    """
     last = receipt.rounds[-2]
-    converged = last.model == last.context.model
-    if trained > terms.rounds or (trained < terms.rounds and not converged and not 0 < terms.patience < trained):
+    ended = not terms.private and (last.model == last.context.model or 0 < terms.patience < trained)
+    if trained > terms.rounds or (trained < terms.rounds and not ended):
         raise ReceiptError("rounds", f"holds {trained} rounds of training, where the plan has {terms.rounds}")
 
 
@@ -178,6 +185,25 @@ def check_plain(place: str, entry: Entry) -> None:
         raise ReceiptError(field, "are not one from each survivor")
     if senders != set(entry.survivors):
         raise ReceiptError(f"{place}.survivors", "are not the sites that have submitted a vector")
+
+
+def check_confirmed(receipt: Receipt) -> None:
+    """Check that no sum is left out that sites have confirmed: each advert binds what its site had confirmed before."""
+    sums = ConfirmedSums()
+    for place, entry in enumerate(receipt.rounds):
+        wrong = []
+        for at, message in enumerate(entry.adverts):
+            advert = _check(f"rounds[{place}].adverts[{at}]", check_advert, entry.context, message.sender, message)
+            wrong += [] if sums.allow(message.sender, advert) else [at]
+        if wrong and len(wrong) == len(entry.adverts):
+            raise ReceiptError(
+                "rounds", f"leave out or change a sum before rounds[{place}] that its sites have confirmed"
+            )
+        if wrong:
+            raise ReceiptError(
+                f"rounds[{place}].adverts[{wrong[0]}]", "binds other confirmed sums than the receipt has"
+            )
+        sums.add(entry)
 
 
 def check_tables(receipt: Receipt, consortium: Consortium, terms: Terms) -> None:

@@ -6,15 +6,17 @@ that a liar is found where it lied: ``unmask`` blames the revealer of a share th
 the dealer of shares that do match but give another secret than the one committed to.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
 
 from protocols import shamir
 from protocols.contexts import AttemptContext
+from protocols.decode import decode
 from protocols.encoding import add, vector_bytes
 from protocols.errors import BadDealer, BadMessage, BelowThreshold, ProtocolError
 from protocols.keys import public_of
@@ -32,7 +34,7 @@ from protocols.messages import (
 from protocols.secagg_site import commit, pair_mask, self_mask_seed, verify_adverts
 
 MOST_COMBINATIONS = 10_000
-"""How many sets of shares are tried for a dealer that dealt wrong ones: more than 15 reveals allow."""
+"""Where there are no more sets of a threshold of shares, all are tried for a dealer that decoding has not helped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,14 +247,28 @@ def _combine(
     and must not be able to stop a round that is confirmed.
     """
     points = {site: point for point, site in enumerate(dealings.roster.sites, 1)}
-    choices = combinations(sorted(shares), dealings.roster.context.threshold)
-    for tried, sites in enumerate(islice(choices, MOST_COMBINATIONS)):
-        secret = shamir.combine({points[site]: bytes.fromhex(shares[site]) for site in sites})
+    by_point = {points[site]: bytes.fromhex(share) for site, share in sorted(shares.items())}
+    for tried, secret in enumerate(_candidates(by_point, dealings.roster.context.threshold)):
         if secret is not None and is_right(dealings, dealer, secret):
             if tried:
                 faults.append(BadDealer(dealer, "unmask", "this site dealt a wrong share; the others sufficed"))
             return secret
     raise BadDealer(dealer, "unmask", f"the shares do not give the {what}")
+
+
+def _candidates(shares: Mapping[int, bytes], threshold: int) -> Iterator[bytes | None]:
+    """What the secret may be: by the first shares; by decoding all, and all but one; by every set of them, if few.
+
+    Decoding without one more share puts one more error right where the number of superfluous shares is odd.
+    """
+    yield shamir.combine(dict(islice(shares.items(), threshold)))
+    yield decode(shares, threshold=threshold)
+    if (len(shares) - threshold) % 2:
+        for left_out in shares:
+            yield decode({point: share for point, share in shares.items() if point != left_out}, threshold=threshold)
+    if comb(len(shares), threshold) <= MOST_COMBINATIONS:
+        for chosen in combinations(shares.items(), threshold):
+            yield shamir.combine(dict(chosen))
 
 
 def _committed_seed(dealings: Dealings, dealer: str, seed: bytes) -> bool:

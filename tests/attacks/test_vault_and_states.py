@@ -11,6 +11,7 @@ import pytest
 from protocols import secagg_coordinator as coordinator
 from protocols.contexts import sha256
 from protocols.errors import ProtocolError, Refused
+from protocols.history import NO_HISTORY
 from protocols.vault import Vault
 from tests.attacks.hostile import adverts, confirm_and_reveal, make, mask, to_dealings, to_masked
 from tests.attacks.test_fail_closed import lying_dealer
@@ -77,7 +78,7 @@ def test_a_state_does_not_print_its_secrets(tmp_path: Path) -> None:
     entropy = iter(bytes([number]) * 32 for number in range(65, 70))
     identity = simulator.vaults["a"].identity
     state, _ = secagg_site.advertise(
-        identity, simulator.consortium, simulator.context, (0, "0" * 64), lambda _: next(entropy)
+        identity, simulator.consortium, simulator.context, NO_HISTORY, lambda _: next(entropy)
     )
     assert state.mask_secret == b"A" * 32
     assert "A" * 32 not in repr(state)
