@@ -91,6 +91,7 @@ class SiteTable(_Party):
     """The fields of ``site.toml``."""
 
     name: SiteName
+    epoch: str | None = None
     data: dict[str, Annotated[DataTable, BeforeValidator(_as_table)]] = Field(default_factory=dict)
     policy: Policy
 
@@ -114,6 +115,7 @@ class _Folder:
         self.folder = folder
         self.prefect = table.prefect
         self._party = table
+        self._epoch: Path | None = None
 
     @property
     def consortium(self) -> Consortium:
@@ -152,7 +154,7 @@ class _Folder:
         if not (path / "vault.sqlite").exists():
             raise SettingsError(f"{path}: there is no vault: make one with fedseal site init or coordinator init")
         try:
-            vault = Vault(path)
+            vault = Vault(path, self._epoch)
         except (sqlite3.Error, OSError) as error:
             raise SettingsError(
                 f"{path}: the vault cannot be opened ({error}): see to its disk and its owner"
@@ -168,6 +170,7 @@ class SiteFolder(_Folder):
 
     def __init__(self, folder: Path, table: SiteTable) -> None:
         super().__init__(folder, table)
+        self._epoch = None if table.epoch is None else folder / table.epoch
         self.name = table.name
         pinned = {} if "code" in table.policy.model_fields_set else {"code": "pinned"}
         self.policy = table.policy.model_copy(update=pinned)

@@ -56,8 +56,20 @@ CREATE TABLE IF NOT EXISTS rosters (
     budget_group TEXT NOT NULL, training TEXT NOT NULL, keys TEXT NOT NULL, threshold INTEGER NOT NULL,
     PRIMARY KEY (budget_group, training, keys)
 ) STRICT;
-CREATE TABLE IF NOT EXISTS anchor (place TEXT NOT NULL, count INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS anchor (
+    place TEXT NOT NULL, count INTEGER NOT NULL, changes INTEGER NOT NULL DEFAULT 0,
+    kept TEXT, database TEXT, epoch TEXT
+) STRICT;
 """
+
+_ADDED = (
+    ("ledger", "salt BLOB"),
+    ("anchor", "changes INTEGER NOT NULL DEFAULT 0"),
+    ("anchor", "kept TEXT"),
+    ("anchor", "database TEXT"),
+    ("anchor", "epoch TEXT"),
+)
+"""Columns that vaults of earlier versions do not have."""
 
 log = logging.getLogger("fedseal.vault")
 
@@ -87,16 +99,22 @@ class Entry:
 
 
 class Vault:
-    """The durable state of one site in ``folder``; safe to open from several threads and processes."""
+    """The durable state of one site in ``folder``; safe to open from several threads and processes.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the vault alone.
+        epoch: a file outside of the folder, best on a disk that nobody puts back, by which the vault tells whether
+            folder and disk were put back together.
+    """
+
+    def __init__(self, folder: Path, epoch: Path | None = None) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (folder / "masked").mkdir(exist_ok=True, mode=0o700)
         path = folder / "vault.sqlite"
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self._lock = threading.RLock()
-        self._anchor, self._journaled, self._erased = Anchor(folder), False, False
+        self._anchor, self._anchored, self._behind, self._erased = Anchor(folder, epoch), False, False, False
         self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
         with open(folder / "opening", "w", opener=private) as opening:
             fcntl.flock(opening, fcntl.LOCK_EX)  # SQLite's own timeout does not cover the switch to WAL
@@ -113,22 +131,30 @@ class Vault:
         """Close the file, after whoever is using it; a thread that comes later gets an error."""
         with self._lock:
             self._db.close()
+            self._anchor.close()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the vault alone, across threads and processes; commit at the end, roll back on an error."""
-        with self._lock:
+        with self._lock, self._anchor.alone():
+            if self._behind:
+                self._advance()
             self._db.execute("BEGIN IMMEDIATE")
-            self._journaled = self._erased = False
+            self._erased, before = False, self._db.total_changes
             try:
                 yield
+                if self._anchored and self._db.total_changes != before:
+                    self._db.execute("UPDATE anchor SET changes = changes + 1")
+                    self._db.execute("UPDATE anchor SET kept = ?", (self._anchor.kept(self._changes),))
+                    self._behind = True
                 self._db.execute("COMMIT")
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
+                self._behind = False
                 raise
-            if self._journaled:
-                self._anchor.advance(self._count)
+            if self._behind:
+                self._advance()
             if self._erased:
                 self._sweep()
 
@@ -249,7 +275,6 @@ class Vault:
             (attempt_context, step, entry.request, entry.input, digest, entry.answer),
         )
         self._db.execute("UPDATE anchor SET count = count + 1")
-        self._journaled = True
 
     def enter(self, entry: LedgerEntry) -> None:
         """Enter a line into the ledger; it becomes durable when the exclusive hold ends."""
@@ -369,6 +394,16 @@ class Vault:
     def _count(self) -> int:
         return int(self._rows("SELECT count FROM anchor")[0][0])
 
+    @property
+    def _changes(self) -> int:
+        return int(self._rows("SELECT changes FROM anchor")[0][0])
+
+    def _advance(self) -> None:
+        """Have the anchor's files follow the database; nothing is answered before they have."""
+        changes, epoch = self._rows("SELECT changes, epoch FROM anchor")[0]
+        self._anchor.advance(changes, epoch)
+        self._behind = False
+
     def _confirmed(self, training: str) -> tuple[int, str]:
         rows = self._rows("SELECT sums, head FROM confirmed WHERE training = ?", training)
         return rows[0] if rows else (0, NONE_CONFIRMED)
@@ -376,24 +411,44 @@ class Vault:
     def _migrate(self) -> None:
         """Take over what an earlier version has kept, and draw the vault's own key where there is none."""
         adopt(self._db)
-        if not self._rows("SELECT 1 FROM pragma_table_info('ledger') WHERE name = 'salt'"):
-            self._db.execute("ALTER TABLE ledger ADD COLUMN salt BLOB")
+        for table, column in _ADDED:
+            if not self._rows("SELECT 1 FROM pragma_table_info(?) WHERE name = ?", table, column.split()[0]):
+                self._db.execute(f"ALTER TABLE {table} ADD COLUMN {column}")
         self._db.execute("INSERT OR IGNORE INTO secrets VALUES ('fingerprint', ?)", (system_entropy(SALT_BYTES),))
 
     def _check_anchor(self) -> None:
         """Tell whether this vault was restored from a copy; if so, withdraw from every training that it knows."""
         with self.exclusive():
             self._migrate()
-            place = self._anchor.place
-            known = self._rows("SELECT place, count FROM anchor")
-            if not known:
-                self._db.execute("INSERT INTO anchor VALUES (?, 0)", (place,))
-            elif known[0][0] != place or known[0][1] < self._anchor.count:
+            anchor = self._anchor
+            if not self._rows("SELECT 1 FROM anchor"):
+                self._db.execute("INSERT INTO anchor (place, count) VALUES (?, 0)", (anchor.place,))
+            place, count, changes, kept, database, epoch = self._rows("SELECT * FROM anchor")[0]
+            latest = max(anchor.changes, anchor.epoch(epoch))
+            put_back = (
+                place != anchor.place
+                or database not in (None, anchor.database)
+                or changes < latest
+                or (kept is not None and kept != anchor.kept(changes))
+                or (database is None and count < anchor.answers)
+            )
+            if put_back:
                 log.error("the vault was moved or restored from a copy: it withdraws from every training that it knows")
-                self._db.execute("UPDATE anchor SET place = ?, count = max(count, ?)", (place, self._anchor.count))
+                lost = max(0, latest - changes)  # each answer was a change
+                self._db.execute("UPDATE anchor SET count = max(count + ?, ?)", (lost, anchor.answers))
                 self._decisions.restored()
                 self.erase(self._held)
                 self.enter(LedgerEntry("restored", EMPTY_LEDGER))
+            new = put_back or database is None or (epoch is None and anchor.has_epoch)
+            if new:
+                name = epoch or (system_entropy(16).hex() if anchor.has_epoch else None)
+                where = anchor.renew_place() if put_back or database is None else place
+                row = where, anchor.database, max(changes, latest) + 1, name
+                self._db.execute("UPDATE anchor SET place = ?, database = ?, changes = ?, epoch = ?", row)
+                self._db.execute("UPDATE anchor SET kept = ?", (anchor.kept(row[2]),))
+                self._behind = True
+            self._behind |= anchor.has_epoch and anchor.epoch(epoch) < changes
+        self._anchored = True
 
     @property
     def _held(self) -> set[str]:

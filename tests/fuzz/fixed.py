@@ -4,7 +4,7 @@ What the fuzzer makes is signed here with these keys, so that it comes through t
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from ml_tasks.tabular import Standardisation
 from protocols import secagg_coordinator, secagg_site
 from protocols.contexts import AttemptContext, Purpose, round_context, sha256
 from protocols.encoding import CLAMPED, Segment, vector_bytes
-from protocols.history import NO_HISTORY
+from protocols.history import NO_HISTORY, NONE_CONFIRMED, next_confirmed
 from protocols.keys import Consortium, Identity
 from protocols.messages import (
     COORDINATOR,
@@ -130,15 +130,20 @@ def receipt() -> Receipt:
         ("evaluation", 2, last, last),
     ):
         previous = entries[-1] if entries else None
-        entries.append(add_entry(previous, _evidence(purpose, round_, incoming), outgoing, None))
+        entries.append(add_entry(previous, evidence(purpose, round_, incoming, entries), outgoing, None))
     tensors = [Tensor("weight", (1, 2))]
     return sign_receipt(IDENTITIES[COORDINATOR], "tiny", PLAN.to_json(), CONSORTIUM.sites, entries, tensors)
 
 
-def _evidence(purpose: Purpose, round_: int, model: str) -> Evidence:
+def evidence(purpose: Purpose, round_: int, model: str, before: Sequence[Entry]) -> Evidence:
+    """What a sum leaves whose sites have confirmed the sums ``before``."""
+    head = NONE_CONFIRMED
+    for entry in before:
+        head = next_confirmed(head, entry.confirmations[0].context, entry.survivors)
+    history = replace(NO_HISTORY, confirmed_sums=len(before), confirmed_head=head)
     table = tables_of(PLAN, parameters=PARAMETERS, features=FEATURES)[purpose]
     context = replace(CONTEXT, purpose=purpose, round=round_, model=model, segments=table)
-    keys = Advert.of("09" + "00" * 31, "09" + "00" * 31, NO_HISTORY)
+    keys = Advert.of("09" + "00" * 31, "09" + "00" * 31, history)
     adverts = tuple(envelope(IDENTITIES[site], "advert", context.digest, EVERYONE, keys) for site in SITES)
     digest = secagg_coordinator.open_roster(context, adverts).round
     said = Confirmation(SITES)
