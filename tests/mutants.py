@@ -385,6 +385,8 @@ FINDINGS: tuple[Mutant, ...] = (
         "        check_template(self.identity.name, plan, ask.template, self._consortium.authors)\n",
         "",
         ("tests/attacks/test_authors.py",),
+    ),
+    Mutant(
         "2",
         "protocols/vault.py",
         "row = number + 1, line, next_head(head, number + 1, line, salt), salt",
