@@ -13,19 +13,23 @@ from typing import Annotated
 import typer
 
 from deploy.site import HERE, Folder, app, fail, one_line, one_printed_line
-from flows.code_digest import code_digest
+from flows.code_digest import code_digest, without_code
 from flows.data_sets import choose
 from flows.fitting import check_all, check_fitting
 from flows.plan import Plan, PlanError, make_plan
 from flows.roster_memory import why_too_close
 from flows.settings import SettingsError, SiteFolder
 from flows.site_log import LogChanged, SiteLog
-from flows.workshop import Workshops
+from flows.workshop import WorkFailed, Workshops
 from protocols.consortium import fingerprint
 from protocols.decisions import Decision
+from protocols.encoding import vector_bytes
 from protocols.errors import Refused
+from protocols.ledger import charges
 from protocols.vault import Vault
 
+DESCRIBE_S = 120.0
+"""Seconds for a task to be imported and described."""
 LEAST_DIGITS = 12
 """Of a digest that is typed: its first digits alone name a plan that was shown here, and no other that waits."""
 
@@ -217,10 +221,60 @@ def plan_lines(site: SiteFolder, vault: Vault, training: str, plan: Plan) -> lis
         f"rounds       {plan.rounds}, at most {plan.max_attempts} attempts at each, local work of at most "
         f"{plan.deadlines.train_s:g} s",
         protection_line(plan),
+        *price_lines(site, vault, plan),
     ]
     earlier = earlier_trainings(vault, training, plan.data)
     lines.append(f"earlier      {'; '.join(earlier) or 'none on this data set, as far as the log knows'}")
     return lines + [f"CAUTION      {reason}" for reason in cautions(site, vault, plan)]
+
+
+def price_lines(site: SiteFolder, vault: Vault, plan: Plan) -> list[str]:
+    """What leaves in each sum, and what it costs the budget; the task's own code describes it, without data.
+
+    Args:
+        site: the site's folder.
+        vault: holds the ledger.
+        plan: the plan.
+    """
+    from flows.privacy import events_in, planned_epsilon, times  # the accountant takes a second to load
+    from flows.tables import tables_of
+    from protocols.privacy.accounting import epsilon
+
+    if plan.task not in site.policy.tasks or (plan.code and plan.code != installed_code(plan)):
+        return ["what leaves  is not known: the plan is for code that does not run here"]
+    workshop = workshops_of(site)(without_code(plan), site.name, None)
+    try:
+        described = workshop.describe(DESCRIBE_S)
+    except WorkFailed as failed:
+        return [f"what leaves  is not known: {one_printed_line(str(failed))}"]
+    finally:
+        workshop.stop()
+    sizes = {"parameters": described.parameters, "features": described.features}
+    lines = []
+    for purpose, table in tables_of(plan, **sizes).items():
+        names = ", ".join(f"{one.name} ({one.length:,})" for one in table)
+        lines.append(
+            f"what leaves  {purpose}, {times(plan, purpose, 1)} time(s), masked, {vector_bytes(table):,} bytes: {names}"
+        )
+    if plan.privacy.unit == "none":
+        return lines
+    lines.append(f"price        epsilon {planned_epsilon(plan, **sizes):.4g} where every round takes all its attempts")
+    group = site.group_of(plan.data)
+    if (budget := site.policy.budget(group)) is not None:
+        charged = charges(vault.ledger(), {group, *site.members(group)})
+        used = epsilon(events_in(charged), budget.delta)
+        lines.append(
+            f"budget       of {group}: epsilon {used:.4g} of {budget.epsilon:g} at delta {budget.delta:g} used"
+        )
+    return lines
+
+
+def installed_code(plan: Plan) -> str:
+    """The digest of the code that is installed here; empty where there is none."""
+    try:
+        return code_digest(plan.task)
+    except PlanError:
+        return ""
 
 
 def cautions(site: SiteFolder, vault: Vault, plan: Plan) -> list[str]:

@@ -200,7 +200,15 @@ class Site:
             workshops=lambda *given: self._workshop(ask.training, *given),
         )
         if ask.training not in self._trainings:
-            self.record.append("joined", training=ask.training, plan=plan.digest, task=plan.task, data=plan.data)
+            self.record.append(
+                "joined",
+                training=ask.training,
+                plan=plan.digest,
+                task=plan.task,
+                code=plan.code,
+                data=plan.data,
+                sites=", ".join(plan.sites),
+            )
         self._trainings[ask.training] = agreed
         return (self._reply(request, "joined", Joined(plan.digest)),)
 

@@ -65,6 +65,7 @@ def test_a_plan_is_shown_in_words_before_anything_is_approved(home: Home, vault:
         "with         east, south; a sum needs 3 of 3 sites",
         "rounds       7, at most 3 attempts",
         "NO differential privacy",
+        "what leaves  is not known: the plan is for code that does not run here",
         f"fedseal site approve t-1 {digest}",
     ):
         assert words in out, out
@@ -189,3 +190,13 @@ def test_a_task_s_code_is_printed_and_nothing_of_it_run(tmp_path: Path) -> None:
 
     assert fedseal("code", "ml_tasks.heart:HeartDisease")[:2] == (0, code_digest("ml_tasks.heart:HeartDisease") + "\n")
     assert fedseal("code", "no_such_package:X")[0] == 2
+
+
+def test_what_leaves_and_what_it_costs_is_told(home: Home, vault: Vault) -> None:
+    toml = home.site("north") / "site.toml"
+    toml.write_text(toml.read_text().replace("tasks = [", 'tasks = ["tests.flows.tasks:Tiny", '))
+    privacy = {"unit": "record", "epsilon": 8.0, "expected_batch": 4.0}
+    wait(vault, plan_of(local={"steps": 1}, privacy=privacy))
+    out = site(home, "show", "t-1")[1]
+    for words in ("training, 3 time(s), masked, ", "update (", "statistics, 1 time(s)", "price        epsilon "):
+        assert words in out, out
