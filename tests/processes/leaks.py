@@ -81,7 +81,7 @@ def watch() -> None:
     _after(secagg_site, "mask", _note_shares)
     _after(secagg_site, "reveal", lambda answer, *_: _note_revealed(answer))
     _after(steps, "encode", _note_values)
-    _after(training, "train", lambda update, *_: note("update", update))
+    _after(training, "train", lambda update, *_, **__: note("update", update))
 
 
 def _after(module: ModuleType, name: str, see: Callable[..., None]) -> None:
