@@ -54,11 +54,14 @@ def run(
     accept_code: Annotated[
         bool, typer.Option("--accept-code", help="Resume with other code than the plan names; the receipt names that.")
     ] = False,
+    sandbox: Annotated[
+        bool, typer.Option("--sandbox", help="Do each site's local work in a locked child process.")
+    ] = False,
 ) -> None:
     """Run a federated training on this machine: every site in this process, each with its own keys and vault."""
     from deploy import run as runs
 
-    options = runs.Options(data, json, baselines, accept_code=accept_code)
+    options = runs.Options(data, json, baselines, accept_code=accept_code, sandbox=sandbox)
     try:
         if resume is None:
             runs.start(plan, tuple(overrides or ()), options)

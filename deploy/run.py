@@ -4,7 +4,7 @@ import json
 import secrets
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,16 +26,18 @@ from flows.code_digest import CodeRule, check_same_code, with_code, without_code
 from flows.collect import Unfinished
 from flows.engine import patient_engine
 from flows.federated_training import federated_training
-from flows.local import open_consortium
+from flows.local import open_consortium, prefer
 from flows.local_work import InProcess
 from flows.model import GlobalModel
 from flows.plan import Plan, PlanError, read_plan
 from flows.policy import load_task
 from flows.privacy import check_privacy
 from flows.report import Report
+from flows.sandbox.parent import Rules
+from flows.sandbox.sandboxed import SandboxedWorkshops
 from flows.session import Session, opened
 from flows.tables import first_model, tables_of
-from flows.workshop import WorkFailed, Workshop
+from flows.workshop import WorkFailed, Workshops
 from ml_tasks.averaging import load_vector, vector_parts
 from ml_tasks.baselines import baseline, pool
 from ml_tasks.task import Task
@@ -69,12 +71,14 @@ class Options:
         json: where to write the report.
         baselines: whether to train each site alone and all pooled as well.
         accept_code: whether a run may be resumed with other code than its plan names.
+        sandbox: whether the sites' local work is done in locked children, as at a site of its own.
     """
 
     data: Path | None
     json: Path | None
     baselines: bool
     accept_code: bool = False
+    sandbox: bool = False
 
 
 def start(path: Path | None, overrides: tuple[str, ...], options: Options) -> None:
@@ -180,26 +184,27 @@ def first_vector(task: Task, plan: Plan) -> NDArray[np.float32]:
     return vector
 
 
-def check_data(plan: Plan, options: Options) -> dict[str, Workshop]:
+def check_data(plan: Plan, options: Options) -> Workshops:
     """Read every site's data and try the task on them; returns the workshops, which have the data now.
 
     Raises:
         Failure: with exit code 2: the first reason of each site whose data and task do not fit.
     """
     asked = without_code(plan) if options.accept_code else plan
-    workshops: dict[str, Workshop] = {site: InProcess(asked, site, options.data) for site in plan.sites}
+    make: Workshops = InProcess
+    if options.sandbox:
+        make = SandboxedWorkshops(Rules(tasks=[plan.task], data={plan.data: options.data} if options.data else {}))
+    made = {site: make(asked, site, options.data) for site in plan.sites}
     try:
-        found = {site: workshop.check(plan.deadlines.train_s) for site, workshop in workshops.items()}
+        found = {site: workshop.check(plan.deadlines.train_s) for site, workshop in made.items()}
     except WorkFailed as error:
         raise Failure(f"the data cannot be checked: {error}", REFUSED) from None
     if wrong := [f"{site}: {reasons[0]}" for site, reasons in found.items() if reasons]:
         raise Failure("; ".join(wrong), REFUSED)
-    return workshops
+    return prefer(plan, made, make)
 
 
-def train(
-    folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options: Options, workshops: Mapping[str, Workshop]
-) -> None:
+def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options: Options, workshops: Workshops) -> None:
     """Run a training to its end; report and save what it gives.
 
     Raises:

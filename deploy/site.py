@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.pauses import pauses
+from flows.sandbox.host import layers
 from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
 from flows.site_log import SiteLog
 from protocols.consortium import fingerprint
@@ -212,6 +213,9 @@ def status(folder: Folder = HERE) -> None:
     print(f"{site.name}: key {vault.identity.public} (compare: {fingerprint(vault.identity.public)})")
     for line in training_lines(vault):
         print(line)
+    print(f"sandbox = {site.policy.sandbox}; on this host:")
+    for layer in layers():
+        print(f"  {layer.name}: {'holds' if layer.holds else 'does not hold'}: {layer.why}")
 
 
 def failure_lines(vault: Vault) -> list[str]:

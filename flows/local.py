@@ -88,7 +88,7 @@ def open_consortium(
     folder: Path,
     plan: Plan,
     data: Path | None,
-    made: Mapping[str, Workshop] | None = None,
+    workshops: Workshops = in_process,
     code: CodeRule = "named",
 ) -> LocalConsortium:
     """Found a local consortium for ``plan`` in ``folder``, or open the one that is there.
@@ -97,7 +97,7 @@ def open_consortium(
         folder: the run's.
         plan: names sites, task and data set.
         data: where every site finds its data set.
-        made: a workshop of this plan for each site, which has the data already; made where it is needed otherwise.
+        workshops: makes the sites' workshops.
         code: whether the sites compare the code that the plan names.
     """
     vaults = {site: _open_vault(folder / "sites" / site, site) for site in plan.sites}
@@ -105,7 +105,6 @@ def open_consortium(
     consortium = Consortium(keeper.identity.public, {site: vault.identity.public for site, vault in vaults.items()})
     exchange = Exchange(f"file://{folder.absolute()}/exchange")
     policy = Policy(tasks=[plan.task], code=code, protocols=[plan.protection.protocol])
-    workshops = _prefer(plan, made or {})
     sites = {
         site: Site(vault, consortium, exchange, {plan.data: DataSet(data)}, policy, workshops=workshops)
         for site, vault in vaults.items()
@@ -115,11 +114,17 @@ def open_consortium(
     return LocalConsortium(keeper, consortium, exchange, LocalSites(sites))
 
 
-def _prefer(plan: Plan, made: Mapping[str, Workshop]) -> Workshops:
-    """Give the workshops that were made for this plan, and new ones for any other."""
+def prefer(plan: Plan, made: Mapping[str, Workshop], otherwise: Workshops) -> Workshops:
+    """Give the workshops that were made for this plan, and new ones for any other.
+
+    Args:
+        plan: the one that they were made for.
+        made: by site; they have the data already.
+        otherwise: makes the new ones.
+    """
 
     def workshop(asked: Plan, site: str, folder: Path | None) -> Workshop:
-        return made[site] if asked in (plan, without_code(plan)) and site in made else in_process(asked, site, folder)
+        return made[site] if asked in (plan, without_code(plan)) and site in made else otherwise(asked, site, folder)
 
     return workshop
 

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flows.code_digest import CodeRule, import_from_source
 from flows.plan import Plan, PlanError
+from flows.sandbox.host import Setting
 from protocols.errors import Refused
 from protocols.ledger import Budget
 
@@ -45,6 +46,14 @@ class Policy(BaseModel):
     max_rounds: int = Field(default=1000, ge=1, description="Most rounds that a plan may have.")
     max_parameters: int = Field(default=50_000_000, ge=1, description="Longest model vector.")
     max_train_s: float = Field(default=86_400.0, gt=0, description="Longest local step that a plan may ask for.")
+    max_memory_mib: int = Field(
+        default=8192, ge=256, description="Mebibytes that a task may take beside Python and PyTorch."
+    )
+    sandbox: Setting = Field(
+        default="strongest",
+        description="required: no local work where files and network are not shut off; strongest: whatever layers "
+        "this host has; none: in the site's own process.",
+    )
     max_trainings: int = Field(default=4, ge=1, description="Trainings that may run here at once.")
     lease_s: float = Field(default=3600.0, gt=0, description="Seconds without a request after which the site leaves.")
     budgets: dict[str, BudgetTable] = Field(

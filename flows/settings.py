@@ -6,7 +6,7 @@ Paths are relative to the file. Nobody but the party itself writes here: no mess
 
 import sqlite3
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,9 @@ from protocols.files import NotToml, read_toml
 from protocols.keys import Consortium, Identity
 from protocols.messages import COORDINATOR
 from protocols.vault import Vault
+
+if TYPE_CHECKING:  # a site's worker has no need of it
+    from flows.workshop import Workshops
 
 SITE_FILE, COORDINATOR_FILE = "site.toml", "coordinator.toml"
 
@@ -206,6 +209,27 @@ class SiteFolder(_Folder):
     def members(self, group: str) -> set[str]:
         """The data sets of a budget group."""
         return {name for name, of in self._groups.items() if of == group}
+
+    def open_workshops(self) -> "Workshops":
+        """Where tasks run at this site, as its policy says; a locked child's PyTorch is being loaded from now on."""
+        policy = self.policy
+        if policy.sandbox == "none":
+            from flows.site import in_process
+
+            return in_process
+        from flows.sandbox.parent import Rules
+        from flows.sandbox.sandboxed import SandboxedWorkshops
+
+        rules = Rules(
+            tasks=policy.tasks,
+            data={name: known.path for name, known in self.data.items() if known.path is not None},
+            setting=policy.sandbox,
+            memory_mib=policy.max_memory_mib,
+            log=self.folder / "processes.log",
+        )
+        workshops = SandboxedWorkshops(rules)
+        workshops.warm()
+        return workshops
 
     def check_identity(self, identity: Identity, consortium: Consortium) -> None:
         """See that the consortium knows this site by this key.

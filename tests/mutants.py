@@ -456,6 +456,78 @@ FINDINGS: tuple[Mutant, ...] = (
         "ended = (",
         ("tests/attacks/test_receipts_hide_nothing.py",),
     ),
+    Mutant(
+        "12",
+        "flows/sandbox/seccomp.py",
+        '("clone", _masked(0, THREAD | NOT_THREAD, THREAD)),',
+        '("clone", [(RETURN, 0, 0, ALLOW)]),',
+        ("tests/attacks/test_sandbox.py::test_no_escape_succeeds",),
+    ),
+    Mutant(
+        "12",
+        "flows/sandbox/seccomp.py",
+        "FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 36,",
+        "FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 8, 36,",
+        ("tests/attacks/test_sandbox.py::test_no_escape_succeeds",),
+    ),
+    Mutant(
+        "12",
+        "flows/sandbox/syscalls.py",
+        "\nread 0 63\n",
+        "\nread 0 63\nsocket 41 198\n",
+        ("tests/attacks/test_sandbox.py::test_no_call_that_leads_out_is_on_the_list_of_either_machine",),
+    ),
+    Mutant(
+        "12",
+        "flows/sandbox/child.py",
+        '    if words["landlock"]:\n',
+        "    if not words:\n",
+        ("tests/attacks/test_sandbox.py::test_no_escape_succeeds",),
+    ),
+    Mutant(
+        "12",
+        "flows/sandbox/child.py",
+        '    if words["seccomp"]:\n',
+        "    if not words:\n",
+        ("tests/attacks/test_sandbox.py::test_no_escape_succeeds",),
+    ),
+    Mutant(
+        "12",
+        "flows/sandbox/process.py",
+        "    kept = {name: given[name] for name in PASSED if name in given}\n",
+        "    kept = dict(given)\n",
+        ("tests/attacks/test_sandbox.py::test_a_task_s_environment_is_a_short_list",),
+    ),
+    Mutant(
+        "12",
+        "flows/sandbox/frames.py",
+        "    if words > MOST_JSON or size > most:\n",
+        "    if words > MOST_JSON:\n",
+        (
+            "tests/attacks/test_sandbox.py::test_a_task_that_takes_too_much_is_killed_and_the_next_order_gets_a_new_process",
+        ),
+    ),
+    Mutant(
+        "12",
+        "flows/sandbox/sandboxed.py",
+        '            child.parent.tell("pause", child.number)\n',
+        "",
+        ("tests/attacks/test_sandbox.py::test_between_two_orders_nothing_of_a_task_runs",),
+    ),
+    Mutant(
+        "12",
+        "flows/sandbox/parent.py",
+        '        if rules.setting == "required" and (lacks',
+        "        if not rules and (lacks",
+        ("tests/attacks/test_sandbox.py::test_a_site_that_requires_the_sandbox_does_not_work_without",),
+    ),
+    Mutant(
+        "12",
+        "flows/participation.py",
+        "    seat.site.stop_work(seat.training)\n",
+        "",
+        ("tests/attacks/test_sandbox.py::test_a_participation_that_ends_stops_its_local_work",),
+    ),
 )
 
 MUTANTS = (*BEFORE_THE_SUM, *FINDINGS)

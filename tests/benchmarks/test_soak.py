@@ -5,10 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deploy.up import site_names
 from tests.benchmarks.soak import WARM, Sample, grows, soak, table, verdict
 from tests.processes.harness import consortium
 
 HOARDER = "tests.processes.tasks:Hoarder"
+IN_PROCESS = dict.fromkeys(site_names(3), 'sandbox = "none"')
+"""The task shows that growth is seen in a participation's process; in the sandbox it grows in its own."""
 
 
 def series(memory: np.ndarray, files: np.ndarray | int = 30, threads: np.ndarray | int = 12) -> list[Sample]:
@@ -48,7 +51,7 @@ def test_too_few_rounds_do_not_grow() -> None:
 
 @pytest.mark.slow
 def test_a_task_that_hoards_is_called_growing_and_the_others_are_not(tmp_path: Path) -> None:
-    with consortium(tmp_path, 3, tasks=[HOARDER]) as running:
+    with consortium(tmp_path, 3, tables=IN_PROCESS, tasks=[HOARDER]) as running:
         found = soak(running, WARM + 6, HOARDER)
     print(table(found))
     ours = {role: said for role, said in found["verdicts"].items() if role != "server"}  # Prefect's connections vary

@@ -61,3 +61,14 @@ assert train(task, task.load(None, "ann").train, initial_vector(task, 1), None, 
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_program_of_a_participation_loads_no_torch() -> None:
+    """Tasks run in processes of their own (SPEC 8.1): what loads PyTorch is their warm parent, beside it."""
+    program = """
+import sys
+sys.modules["torch"] = sys.modules["scipy"] = sys.modules["sklearn"] = None
+import deploy.participate, deploy.worker, flows.engine, flows.participation, flows.site, flows.sandbox.sandboxed
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert (done.returncode, done.stderr) == (0, "")
