@@ -260,6 +260,7 @@ def test_a_participation_that_ends_stops_its_local_work() -> None:
         site=SimpleNamespace(stop_work=lambda training: stopped.set()),
         training="tiny",
         taken={"train": None},
+        answered=set(),
         take=lambda: next(looks),
         states=lambda: {},
         tidy=lambda: None,
