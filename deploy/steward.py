@@ -180,10 +180,8 @@ def show_log(
 
 
 def workshops_of(site: SiteFolder) -> Workshops:
-    """Where this site's local work is done, and checked."""
-    from flows.site import in_process
-
-    return in_process
+    """Where this site's local work is done, and checked: the parent of task processes ends with this one."""
+    return site.open_workshops()
 
 
 def read_waiting(canonical: str) -> Plan:
