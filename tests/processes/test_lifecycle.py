@@ -245,7 +245,7 @@ def test_to_cancel_a_participation_is_to_withdraw(home: Consortium) -> None:
     assert report["rounds"][-1]["reasons"]["north"] == "has withdrawn from this training"
     assert states(home, run, "north") == [StateType.CANCELLED]
     with home.vault("north") as db:
-        asked = db.execute("SELECT decision, plan FROM decisions WHERE training = ?", (name,))
+        asked = db.execute("SELECT word, plan FROM withdrawals WHERE training = ?", (name,))
         assert asked.fetchall() == [("revoked", plan.digest)]
     assert f"{name}: revoked" in fedseal("site", "status", "--folder", home.home.site("north"))
     assert_clean(home, run)
