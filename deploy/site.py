@@ -211,6 +211,8 @@ def status(folder: Folder = HERE) -> None:
     for line in failure_lines(vault):
         print(line)
     print(f"{site.name}: key {vault.identity.public} (compare: {fingerprint(vault.identity.public)})")
+    for groups in same_content(vault.ledger()):
+        print(f"CAUTION {', '.join(groups)}: hold the same content, and their charges count against each other")
     for line in training_lines(vault):
         print(line)
     print(f"sandbox = {site.policy.sandbox}; on this host:")

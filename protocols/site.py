@@ -163,6 +163,8 @@ def mask(
                 add_noise(vector, attempt.segments, attempt.noise, entropy)
             masked, message = secagg_site.mask(identity, state, ask, vector, request.digest)
             vault.keep_masked(context.attempt_context, vector.data)
+            if content is not None:
+                vault.add_summed(context.training, content)
             if unspent(vault.ledger_of(context.attempt_context)):
                 vault.enter(LedgerEntry("spent", context.attempt_context, content=content))
             return masked, (message,)

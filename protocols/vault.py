@@ -56,6 +56,9 @@ CREATE TABLE IF NOT EXISTS rosters (
     budget_group TEXT NOT NULL, training TEXT NOT NULL, keys TEXT NOT NULL, threshold INTEGER NOT NULL,
     PRIMARY KEY (budget_group, training, keys)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS summed (
+    budget_group TEXT NOT NULL, content TEXT NOT NULL, PRIMARY KEY (budget_group, content)
+) STRICT;
 CREATE TABLE IF NOT EXISTS anchor (
     place TEXT NOT NULL, count INTEGER NOT NULL, changes INTEGER NOT NULL DEFAULT 0,
     kept TEXT, database TEXT, epoch TEXT
@@ -362,6 +365,19 @@ class Vault:
             "USING (attempt_context) WHERE contexts.training = rosters.training AND journal.step = 'mask')",
             (training,),
         )
+
+    def add_summed(self, training: str, content: str) -> None:
+        """Note what stands for the content that a training whose roster is remembered has summed."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO summed SELECT budget_group, ? FROM rosters WHERE training = ?", (content, training)
+        )
+
+    def summed(self) -> dict[str, set[str]]:
+        """What was summed under each budget group without differential privacy, as lines of the ledger stand for it."""
+        found: dict[str, set[str]] = {}
+        for group, content in self._rows("SELECT budget_group, content FROM summed"):
+            found.setdefault(group, set()).add(content)
+        return found
 
     def rosters(self, groups: Collection[str]) -> list[tuple[str, Roster]]:
         """The trainings in which the data of these budget groups were summed, or may yet be, with their rosters."""

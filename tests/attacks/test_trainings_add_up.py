@@ -8,7 +8,7 @@ import pytest
 
 from flows.data_sets import DataSet
 from flows.plan import Plan
-from flows.policy import BudgetTable
+from flows.policy import BudgetTable, Policy
 from flows.privacy import afford, charges_of
 from flows.site import Site
 from flows.tables import rounding_key, training_seed
@@ -171,6 +171,22 @@ def test_what_was_never_masked_is_forgotten_and_what_was_is_not(run: Trial) -> N
         site.vault.journal(context.digest, "mask", Entry("", "", None))
     site.leave("second")
     assert join(run, "ann", three, "third").kind == "refusal"
+
+
+def test_a_copy_of_the_data_under_another_group_remembers_the_same_rosters_from_its_first_sum_on(run: Trial) -> None:
+    four, three = of_sites("ann", "bob", "cat", "dan"), of_sites("ann", "bob", "cat")
+    vault = allow(run, tiny=DataSet(), copy=DataSet()).vault
+    run.local.sites.sites["ann"]._policy = Policy(tasks=[four.task])
+    copied = [plan.model_copy(update={"data": "copy"}) for plan in (four, three)]
+    for training, plan, content in (("first", four, "rows"), ("other", copied[0], "rows")):
+        advertised(run, plan, training)
+        assert join(run, "ann", copied[1], f"before-{training}").kind == (
+            "joined" if training == "first" else "refusal"
+        )
+        with vault.exclusive():
+            vault.add_summed(training, sha256(content))
+    assert vault.summed() == {"tiny": {sha256("rows")}, "copy": {sha256("rows")}}
+    assert "(first, other) would set dan apart" in refusal(join(run, "ann", three, "second"))
 
 
 def test_a_site_is_known_by_its_key_and_not_by_its_name(run: Trial) -> None:
