@@ -38,6 +38,7 @@ class Mutant:
 
 
 WORLDS = ("tests/attacks/test_nothing_before_the_sum.py",)
+ALONE = ("tests/attacks/test_a_unit_alone.py",)
 WORK = ("tests/attacks/test_local_work.py",)
 
 BEFORE_THE_SUM: tuple[Mutant, ...] = (
@@ -527,6 +528,61 @@ FINDINGS: tuple[Mutant, ...] = (
         "    seat.site.stop_work(seat.training)\n",
         "",
         ("tests/attacks/test_sandbox.py::test_a_participation_that_ends_stops_its_local_work",),
+    ),
+    # A unit's draws follow its place; what a module remembers reaches the next unit.
+    Mutant("3", "ml_tasks/alone.py", "        _draw_from(seed, self._device)\n", "", ALONE),
+    Mutant(
+        "3",
+        "ml_tasks/alone.py",
+        "        if not _same(_state(self._model), self._built):\n            self._build()\n",
+        "",
+        ALONE,
+    ),
+    # A unit's gradient is computed among others, and so are the noised counts.
+    Mutant(
+        "4",
+        "ml_tasks/private.py",
+        "            gradient = model.gradient(features[start:end], targets[start:end], seed)\n",
+        "            until = [model.gradient(features[:one], targets[:one], seed) for one in (start, end)]\n"
+        "            gradient = until[1] - until[0]\n",
+        ALONE,
+    ),
+    Mutant(
+        "4",
+        "flows/local_work.py",
+        "evaluate_alone(*given, check_time=check_time)",
+        "training.evaluate(*given)",
+        ALONE,
+    ),
+    # A unit that fails is its own matter, and no unit is longer than 1 in exact numbers.
+    Mutant(
+        "unit-alone",
+        "ml_tasks/alone.py",
+        "        except BaseException as error:\n",
+        "        except ArithmeticError as error:\n",
+        ("tests/ml_tasks/test_private.py",),
+    ),
+    Mutant("unit-alone", "ml_tasks/private.py", "    if not 0 < square < np.inf:\n", "    if square == 0:\n", ALONE),
+    Mutant(
+        "unit-alone",
+        "ml_tasks/private.py",
+        "(gradient * (GRID / max(norm, clip))).astype(np.int64)",
+        "np.rint(gradient * (GRID / max(norm, clip))).astype(np.int64)",
+        ("tests/ml_tasks/test_independence.py",),
+    ),
+    Mutant(
+        "unit-alone",
+        "ml_tasks/alone.py",
+        "        if training:\n            refuse_mixing(self._model)\n",
+        "",
+        ("tests/ml_tasks/test_private.py",),
+    ),
+    Mutant(
+        "unit-alone",
+        "ml_tasks/independence.py",
+        "        refuse_mixing(model)\n",
+        "        return\n",
+        ("tests/ml_tasks/test_independence.py",),
     ),
 )
 
