@@ -461,6 +461,7 @@ class Vault:
                 where = anchor.renew_place() if put_back or database is None else place
                 row = where, anchor.database, max(changes, latest) + 1, name
                 self._db.execute("UPDATE anchor SET place = ?, database = ?, changes = ?, epoch = ?", row)
+                anchor.advance(row[2] - 1, None)  # so that both files are there before a disk is full
                 self._db.execute("UPDATE anchor SET kept = ?", (anchor.kept(row[2]),))
                 self._behind = True
             self._behind |= anchor.has_epoch and anchor.epoch(epoch) < changes
