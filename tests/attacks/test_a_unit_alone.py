@@ -72,6 +72,7 @@ def moved(sum_of: Callable[[NDArray[np.bool_]], NDArray[np.float64]], count: int
 def test_a_record_moves_the_sum_by_at_most_one_whatever_layers_draw_or_remember(task: Bare, leaving: int) -> None:
     generator = np.random.default_rng(1)
     features = generator.normal(size=(60, 8)).astype(np.float32)
+    features[:, 0] = -np.abs(features[:, 0])  # each turns the sign that is remembered
     examples = Examples(features, (generator.random(60) > 0.5).astype(np.float32))
     vector = initial_vector(task, 5)
 
