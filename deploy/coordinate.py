@@ -22,7 +22,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import ValidationError
 
 from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
-from deploy.show import plot_metrics
+from deploy.show import metric_notes, plot_metrics
 from deploy.worker import end_with_worker
 from flows.authors import fitting_template
 from flows.checkpoint import Checkpoint, CheckpointError
@@ -32,7 +32,7 @@ from flows.federated_training import run_training
 from flows.logs import keep_log
 from flows.plan import Plan, PlanError, make_plan
 from flows.remote import RemoteSites
-from flows.report import Report, RoundRecord
+from flows.report import Report, RoundRecord, metric_text
 from flows.session import Session, opened, shown
 from flows.settings import TRAINING, CoordinatorFolder, SettingsError
 from flows.tables import first_model
@@ -71,13 +71,13 @@ def results(report: Report) -> str:
     rows = [
         f"| {record.purpose} {record.round}.{record.attempt} | {', '.join(record.survivors)} | "
         f"{'; '.join(f'{site}: {in_markdown(why)}' for site, why in sorted(record.dropped.items())) or '-'} | "
-        + " | ".join(f"{record.metrics[name]:.4f}" if name in record.metrics else "-" for name in SHOWN)
+        + " | ".join(metric_text(record, name, 4) for name in SHOWN)
         + (" | -" if record.epsilon is None else f" | {record.epsilon:.4g}")
         + " |"
         for record in report.records
     ]
     head = ["| sum | sites | without | " + " | ".join([*SHOWN, "epsilon"]) + " |", "|---" * (4 + len(SHOWN)) + "|"]
-    return "\n".join([f"Plan `{report.plan_digest}`", "", *head, *rows])
+    return "\n".join([f"Plan `{report.plan_digest}`", "", *head, *rows, "", *metric_notes(report.final)])
 
 
 def in_markdown(text: str) -> str:
@@ -87,7 +87,7 @@ def in_markdown(text: str) -> str:
 
 def tell(plan: Plan, record: RoundRecord) -> None:
     """Log a finished sum, and keep the epsilon so far as an artifact, for those who watch the run in the UI."""
-    figures = ", ".join(f"{name} {record.metrics[name]:.4f}" for name in SHOWN if name in record.metrics)
+    figures = ", ".join(f"{name} {metric_text(record, name, 4)}" for name in SHOWN if name in record.metrics)
     without = "".join(f"; without {site}: {why}" for site, why in sorted(record.dropped.items()))
     get_run_logger().info(
         "%s %d.%d over %d sites in %.1f s: %s%s",

@@ -13,9 +13,11 @@ from rich.table import Table
 
 from flows.messages import Done
 from flows.plan import Plan
-from flows.privacy import affordable_rounds, planned_epsilon, shares_of
+from flows.privacy import affordable_rounds, metrics_noise, planned_epsilon, shares_of
+from flows.report import UNCLEAR
 from flows.steps import work_of
 from flows.tables import tables_of
+from ml_tasks.noised_metrics import WIDEST, expected_widths
 from ml_tasks.task import Task
 from protocols.contexts import AttemptContext, Purpose, sha256
 from protocols.encoding import CLAMPED, Segment, check_headroom, encode, vector_bytes
@@ -218,4 +220,23 @@ def privacy_promises(plan: Plan, parameters: int, features: int) -> list[str]:
             f"A step samples each unit with probability {rules.sampling_rate:g}. The statistics "
             + (f"take {rules.statistics_share:.0%} of epsilon." if rules.statistics == "noised" else "are the bounds'.")
         )
-    return [*lines, f"The final metrics take {rules.metrics_share:.0%} of epsilon; no round is measured."]
+    return [
+        *lines,
+        f"The final metrics take {rules.metrics_share:.0%} of epsilon; no round is measured, and none stops early.",
+        *foretold(plan),
+    ]
+
+
+def foretold(plan: Plan) -> list[str]:
+    """Say how wide the noised metrics' intervals will be, and which metrics will have no number."""
+    rules, counting = plan.privacy, plan.counting
+    widths = expected_widths(rules.test_examples, metrics_noise(plan, len(plan.sites)), counting)
+    del widths["examples"]
+    clear = ", ".join(f"{name} ±{width:.2g}" for name, width in widths.items() if width <= WIDEST)
+    unclear = ", ".join(name for name, width in widths.items() if width > WIDEST)
+    lines = [
+        f"They are counted in {counting.bins} bins a class, a loss up to {counting.loss_cap:g}. Their 90 % intervals, "
+        f"of the noise alone, for about {rules.test_examples:,} test examples of all sites (privacy.test_examples), "
+        f"half of them positive, and a calibrated model of accuracy .75: {clear or 'none that says anything'}."
+    ]
+    return [*lines, f"{unclear}: {UNCLEAR}."] if unclear else lines

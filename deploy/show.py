@@ -1,5 +1,6 @@
 """What a run shows: live progress, the final table, what was protected and how, the plot of the rounds."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from flows.plan import Plan
-from flows.report import Report, RoundRecord
+from flows.report import UNCLEAR, Report, RoundRecord, metric_text
 from ml_tasks.task import Task
 
 SHOWN = ("accuracy", "auroc", "auprc", "loss", "observed_expected")
@@ -60,7 +61,7 @@ class Screen:
             self._introduce()
         name = f"{record.purpose} {record.round}.{record.attempt}"
         figures = ", ".join(
-            f"{key} {record.metrics[key]:.4f}" for key in ("loss", "accuracy", "auroc") if key in record.metrics
+            f"{key} {metric_text(record, key, 4)}" for key in ("loss", "accuracy", "auroc") if key in record.metrics
         )
         dropped = "".join(f"; without {site}: {reason}" for site, reason in sorted(record.dropped.items()))
         faults = "".join(f"; set aside: {fault}" for fault in record.faults)
@@ -73,19 +74,30 @@ class Screen:
         table.add_column("model")
         for column in ("accuracy", "AUROC", "AUPRC", "loss", "observed/expected", "test examples"):
             table.add_column(column, justify="right")
-        for name, metrics in {"federated": report.final.metrics, **compared}.items():
-            table.add_row(
-                name,
-                *(f"{metrics[key]:.3f}" if key in metrics else "-" for key in SHOWN),
-                f"{metrics['examples']:.0f}",
-            )
+        records = {"federated": report.final}
+        records |= {name: replace(report.final, metrics=metrics, intervals={}) for name, metrics in compared.items()}
+        for name, record in records.items():
+            table.add_row(name, *(metric_text(record, key, 3) for key in SHOWN), metric_text(record, "examples", 0))
         self._out.print(table)
+        for line in metric_notes(report.final):
+            self._out.print(line, soft_wrap=True)
         for line in protection_lines(self._plan, report):
             self._out.print(line, soft_wrap=True)
         self._out.print(f"Model, report, receipt and plot are in {self._folder}", soft_wrap=True)
 
     def _say(self, line: str) -> None:
         self._err.print(line, soft_wrap=True, markup=False)
+
+
+def metric_notes(record: RoundRecord) -> list[str]:
+    """Say what the intervals of noised metrics mean, and which metrics have no number and why."""
+    if not record.intervals:
+        return []
+    lines = [
+        "In brackets: 90 % intervals, of the noise alone. Each metric is of these examples; how others would fare is "
+        "another question."
+    ]
+    return [*lines, f"{', '.join(record.unclear)}: {UNCLEAR}."] if record.unclear else lines
 
 
 def protection_lines(plan: Plan, report: Report) -> list[str]:

@@ -128,6 +128,8 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
         outcome.clamped,
         live.epsilon_with(purpose, attempt),
         outcome.failed,
+        outcome.concluded.intervals,
+        outcome.concluded.unclear,
     )
     live.checkpoint.commit(plan, record, outcome.concluded.model, outcome.evidence)
     if (incoming := outcome.evidence.context.model) != live.checkpoint.progress.model:

@@ -8,7 +8,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,11 +20,19 @@ from flows.model import GlobalModel
 from flows.plan import Plan, PlanError
 from flows.policy import load_task
 from flows.privacy import alone, fingerprint
-from flows.tables import clip_of, clipped_values, count_values, training_seed, training_values
+from flows.tables import (
+    clip_of,
+    clipped_values,
+    count_values,
+    noised_count_values,
+    training_seed,
+    training_values,
+)
 from flows.workshop import Described, Values, Worked, WorkFailed, WorkOrder
 from ml_tasks import tabular, training
 from ml_tasks.alone import evaluate_alone
 from ml_tasks.independence import check_stands_alone
+from ml_tasks.noised_metrics import count_noised
 from ml_tasks.private import clipped_sum, count_units, one_each, private_steps
 from ml_tasks.task import DataError, Examples, SiteData, Task
 from ml_tasks.training import LocalTraining
@@ -133,9 +141,12 @@ class LocalWork:
         examples = data.test if order.purpose == "evaluation" else data.monitored[1]
         if self.plan.privacy.unit == "record":
             given = (self.task, one_each(examples), model.vector, model.standardisation)
-            return count_values(evaluate_alone(*given, check_time=check_time))
-        examples = self._bounded(examples, order)
-        return count_values(training.evaluate(self.task, examples, model.vector, model.standardisation))
+            counted = partial(count_noised, counting=self.plan.counting)
+            return count_values(evaluate_alone(*given, counted, check_time=check_time))
+        given = (self.task, self._bounded(examples, order), model.vector, model.standardisation)
+        if self.plan.privacy.unit == "none":
+            return count_values(training.evaluate(*given))
+        return noised_count_values(self.plan, self.site, training.evaluate(*given, self.plan.counting))
 
     def _bounded(self, examples: Examples, order: WorkOrder) -> Examples:
         """At most as many examples as the plan's public bound, chosen at random and the same in the whole training.

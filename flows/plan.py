@@ -4,6 +4,7 @@ A plan is a TOML file, or the form of this model in the Prefect UI. Its digest, 
 resolved, is in every context: a site takes part in the plan that it agreed to or in nothing.
 """
 
+import math
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ml_tasks.noised_metrics import Counting, choose, noise_of
 from protocols.contexts import SPEC_VERSION, SiteName, canonical, sha256, threshold_refusal
 from protocols.files import NotToml, read_toml
 
@@ -143,7 +145,30 @@ class Privacy(_Part):
         default=0.1, gt=0, lt=1, title="Share of the statistics", description="Part of epsilon for means and scales."
     )
     metrics_share: float = Field(
-        default=0.1, gt=0, lt=1, title="Share of the metrics", description="Part of epsilon for the final evaluation."
+        default=0.3,
+        gt=0,
+        lt=1,
+        title="Share of the metrics",
+        description="Part of epsilon for the final evaluation; noise adds in squares, and the steps hardly feel it.",
+    )
+    test_examples: int = Field(
+        default=0,
+        ge=0,
+        lt=2**31,
+        title="Test examples",
+        description="Public guess of how many test examples all sites have: bins and loss_cap follow from it. 0: a "
+        "quarter of the training examples that expected_batch / sampling_rate, or least_weight * "
+        "protection.max_examples, come to.",
+    )
+    bins: Literal[0, 2, 4, 8, 16, 32, 64, 128, 256, 512] = Field(
+        default=0, description="Bins of the score in the noised metrics; 0: what the noise bears."
+    )
+    loss_cap: float = Field(
+        default=0.0,
+        ge=0,
+        le=16,
+        title="Cap of the loss",
+        description="An example's loss counts at most this in the noised metrics; 0: what the noise bears.",
     )
     training_noise: float = Field(default=0.0, ge=0, description="Noise multiplier of a step; 0: what epsilon takes.")
     statistics_noise: float = Field(default=0.0, ge=0, description="Noise multiplier of the statistics; 0: likewise.")
@@ -257,7 +282,25 @@ class Plan(_Part):
             return self
         noise = least_noise(self.rounds * self.private_steps, self.max_attempts, rules)
         object.__setattr__(self, "privacy", rules.model_copy(update=noise))
+        object.__setattr__(self, "privacy", self.privacy.model_copy(update=self._metrics()))
         return self
+
+    def _metrics(self) -> dict[str, float]:
+        """The public guess of the test examples, and the bins and the cap that the noise bears with so many."""
+        rules, sites = self.privacy, self.protection
+        training = (
+            rules.least_weight * sites.max_examples
+            if rules.unit == "site"
+            else rules.expected_batch / rules.sampling_rate
+        )
+        examples = rules.test_examples or max(1, round(min(training / 4, 2.0**31 - 1)))
+        each = rules.metrics_noise * self.most_evaluated * math.sqrt(len(self.sites) / max(1, self.honest_noise))
+        chosen = choose(examples, lambda counting: noise_of(counting, each))
+        return {
+            "test_examples": examples,
+            "bins": rules.bins or chosen.bins,
+            "loss_cap": rules.loss_cap or chosen.loss_cap,
+        }
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
@@ -307,6 +350,21 @@ class Plan(_Part):
     def private_steps(self) -> int:
         """The noised steps that a round is made of."""
         return self.local.steps if (self.privacy.unit, self.privacy.noise) == ("record", "local") else 1
+
+    @property
+    def honest_noise(self) -> int:
+        """The sites whose shares make up the noise that is counted on."""
+        return self.protection.threshold - self.protection.colluding
+
+    @property
+    def most_evaluated(self) -> int:
+        """The examples that one unit adds to the noised metrics at most."""
+        return self.protection.max_examples if self.privacy.unit == "site" else 1
+
+    @property
+    def counting(self) -> Counting:
+        """How the examples of noised metrics are counted."""
+        return Counting(self.privacy.bins, self.privacy.loss_cap)
 
     def sums_statistics(self, features: int) -> bool:
         """Whether a task with so many features begins with a sum of their moments."""

@@ -12,8 +12,8 @@ from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
 from flows.plan import Plan, PlanError
-from flows.tables import FINE, tables_of
-from ml_tasks.metrics import COUNTS
+from flows.tables import FINE, noised_counts, tables_of
+from ml_tasks.noised_metrics import Noise, parts
 from protocols.contexts import Purpose, sha256
 from protocols.encoding import CLAMPED, Segment
 from protocols.errors import Refused
@@ -37,7 +37,12 @@ if TYPE_CHECKING:  # it imports torch, which whoever checks a receipt need not w
 
 QUANTILE_PART = 0.1
 """Of a sum's privacy: what the quantile of an adaptive clip takes."""
-PARTS = {f"count.{one.name}": one.max_per_example for one in COUNTS}
+COUNTED = {
+    "cells": ("count.positives", "count.negatives"),
+    "loss": ("count.loss",),
+    "scores": ("count.scores",),
+}
+"""The segments of what an evaluation noises by itself: a unit is in one cell of both histograms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +77,9 @@ def clips(plan: Plan, purpose: Purpose, segments: Sequence[Segment]) -> list[Cli
             within = [Clipped(("within",), 0.5, QUANTILE_PART)] if rules.adaptive else []
             return [Clipped(("weight", "update"), 1.0, 1.0 - sum(one.part for one in within)), *within]
         case "evaluation":
-            records = plan.protection.max_examples if rules.unit == "site" else 1
-            return [Clipped((name,), records * most, 1 / len(PARTS)) for name, most in PARTS.items()]
+            return [
+                Clipped(COUNTED[name], plan.most_evaluated * bound, part) for name, bound, part in parts(plan.counting)
+            ]
 
 
 def alone(plan: Plan, parameters: int) -> tuple[tuple[Segment, ...], dict[str, float]]:
@@ -100,6 +106,14 @@ def shares_of(plan: Plan, purpose: Purpose, segments: Sequence[Segment]) -> dict
         for one in chosen:
             shares[one.name] = share(wanted * one.scale, threshold=rules.threshold, colluding=rules.colluding)
     return shares
+
+
+def metrics_noise(plan: Plan, sites: int) -> Noise:
+    """The noise in the counts of an evaluation over so many sites, as standard deviations in their own units."""
+    table = noised_counts(plan)
+    shares = shares_of(plan, "evaluation", table)
+    sigmas = {one.name: shares[one.name] * math.sqrt(sites) / one.scale for one in table}
+    return Noise(sigmas["count.positives"], sigmas["count.loss"], sigmas["count.scores"])
 
 
 def summed(plan: Plan) -> int:

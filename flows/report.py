@@ -1,8 +1,15 @@
 """What a training leaves for people and programs: records of its rounds, as ``--json`` writes them (SPEC 6.5)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from ml_tasks.noised_metrics import WIDEST
+
+UNCLEAR = (
+    f"no number, since the noise leaves more than ±{WIDEST}: a larger privacy.metrics_share or epsilon, or more test "
+    "examples, would help"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +28,8 @@ class RoundRecord:
         failed: sites in the sum whose local work gave nothing; 0 where the sum is noised.
         clamped: values that the sites clamped to their range, in all; 0 where they are noised.
         epsilon: of the training so far, at the plan's delta; None without privacy.
+        intervals: where the sum was noised, of each metric: in 9 of 10 sums it would be there without the noise.
+        unclear: the metrics of which the noise has left too little to give a number.
     """
 
     purpose: str
@@ -36,6 +45,8 @@ class RoundRecord:
     clamped: int = 0
     epsilon: float | None = None
     failed: int = 0
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    unclear: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The record in the form of the report; ``secure`` is what the round took beyond its slowest local work."""
@@ -46,6 +57,8 @@ class RoundRecord:
             "dropped": sorted(self.dropped),
             "reasons": dict(self.dropped),
             "metrics": dict(self.metrics),
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "unclear": dict.fromkeys(self.unclear, UNCLEAR),
             "epsilon": self.epsilon,
             "seconds": {"train": self.train_s, "secure": self.total_s - self.train_s, "total": self.total_s},
             "bytes_per_site": self.bytes_per_site,
@@ -53,6 +66,16 @@ class RoundRecord:
             "clamped": self.clamped,
             "failed": self.failed,
         }
+
+
+def metric_text(record: RoundRecord, name: str, digits: int) -> str:
+    """A metric as people read it, with its interval where the sum was noised; a dash where there is none."""
+    if name not in record.metrics:
+        return "-"
+    if name not in record.intervals:
+        return f"{record.metrics[name]:.{digits}f}"
+    low, high = record.intervals[name]
+    return f"{record.metrics[name]:.4g} ({low:.4g} to {high:.4g})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ identity of what they return. Nothing is cached or persisted, and no secret pass
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,11 +21,13 @@ from flows.exchange import ExchangeAway
 from flows.messages import AskWork, Done
 from flows.model import GlobalModel
 from flows.plan import Plan
+from flows.privacy import metrics_noise
 from flows.session import Session, session
-from flows.tables import clip_of, counts_of, failures, rotation_seed, turned
+from flows.tables import clip_of, counts_of, failures, noised_counts_of, rotation_seed, turned
 from flows.workshop import steps_of
 from ml_tasks.averaging import FedAvg, PrivateAverage, PrivateStep, adapted
 from ml_tasks.metrics import summarise
+from ml_tasks.noised_metrics import estimate
 from ml_tasks.tabular import standardisation
 from protocols import plain
 from protocols import secagg_coordinator as coordinator
@@ -124,6 +126,8 @@ class Concluded:
 
     model: GlobalModel
     metrics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    unclear: tuple[str, ...] = ()
 
 
 @step("moments[{site}]")
@@ -324,9 +328,19 @@ def privately(plan: Plan, model: GlobalModel, total: Sum) -> GlobalModel:
 
 @step("score")
 def score(training: str, total: Sum) -> Concluded:
-    """Turn the summed counts of the final evaluation into metrics."""
-    model = session(training).checkpoint.model
-    return Concluded(replace(model), summarise(counts_of(total.values)))
+    """Turn the summed counts of the final evaluation into metrics; noised ones into those that the noise leaves."""
+    live = session(training)
+    plan, model = live.plan, replace(live.checkpoint.model)
+    if plan.privacy.unit == "none":
+        return Concluded(model, summarise(counts_of(total.values)))
+    found = estimate(noised_counts_of(total.values), metrics_noise(plan, total.sites), plan.counting)
+    clear = {name: one for name, one in found.items() if one.clear or name == "examples"}
+    return Concluded(
+        model,
+        {name: one.value for name, one in clear.items()},
+        {name: (one.low, one.high) for name, one in clear.items()},
+        tuple(name for name in found if name not in clear),
+    )
 
 
 WORK: Mapping[str, Task[..., Any]] = {"moments": moments, "train": train, "evaluate": evaluate}

@@ -39,17 +39,20 @@ def segments_of(plan: Plan, purpose: Purpose, *, parameters: int, features: int)
         features: number of features to standardise.
     """
     most, unit = float(plan.protection.max_examples), plan.privacy.unit
-    fine = {"none": FINE, "record": FINE, "site": 1.0}[unit]  # one in 512 bins must not ask for noise for its rounding
-    counts = [
-        Segment(
-            f"count.{count.name}",
-            count.length,
-            32 if count.integral and unit == "none" else 64,
-            1.0 if count.integral and unit == "none" else fine,
-            count.max_per_example * most,
-        )
-        for count in COUNTS
-    ]
+    counts = (
+        noised_counts(plan)
+        if unit != "none"
+        else [
+            Segment(
+                f"count.{count.name}",
+                count.length,
+                32 if count.integral else 64,
+                1.0 if count.integral else FINE,
+                count.max_per_example * most,
+            )
+            for count in COUNTS
+        ]
+    )
     ring = plan.protection.update
     match purpose:
         case "statistics":
@@ -69,6 +72,21 @@ def segments_of(plan: Plan, purpose: Purpose, *, parameters: int, features: int)
     if unit == "none":
         table = [*table, Segment(FAILED, 1, 32, 1.0, 1.0)]
     return (*table, Segment(CLAMPED, 1, 64, 1.0, float(sum(segment.length for segment in table))))
+
+
+def noised_counts(plan: Plan) -> list[Segment]:
+    """The segments of an evaluation that is noised: the cells of a small histogram, the losses and the scores.
+
+    For sites, whose noise is many examples wide, a grid of whole examples is fine enough.
+    """
+    most = float(plan.protection.max_examples)
+    scale = 1.0 if plan.privacy.unit == "site" else FINE
+    counting = plan.counting
+    lengths = {"positives": counting.bins, "negatives": counting.bins, "loss": 1, "scores": 1}
+    reach = {"loss": counting.loss_cap / 2, "scores": 0.5}
+    return [
+        Segment(f"count.{name}", length, 64, scale, reach.get(name, 1.0) * most) for name, length in lengths.items()
+    ]
 
 
 def tables_of(plan: Plan, *, parameters: int, features: int) -> dict[Purpose, tuple[Segment, ...]]:
@@ -133,9 +151,28 @@ def count_values(counts: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray
     return {f"count.{name}": values for name, values in counts.items()}
 
 
+def noised_count_values(
+    plan: Plan, site: str, counts: Mapping[str, NDArray[np.float64]]
+) -> dict[str, NDArray[np.floating]]:
+    """Name the counts of an evaluation that is noised as segments.
+
+    A record is in one cell. A site's cells together are clipped to the length that its noise is for.
+    """
+    if plan.privacy.unit == "site":
+        cells = np.concatenate([counts["positives"], counts["negatives"]])
+        positives, negatives = np.split(clip_vectors(site, cells, float(plan.most_evaluated)), 2)
+        counts = {**counts, "positives": positives, "negatives": negatives}
+    return count_values(counts)
+
+
 def counts_of(values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
     """Pick the ML layer's counts out of a decoded sum."""
     return {count.name: values[f"count.{count.name}"] for count in COUNTS}
+
+
+def noised_counts_of(values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """Pick the counts of a noised evaluation out of a decoded sum."""
+    return {name: values[f"count.{name}"] for name in ("positives", "negatives", "loss", "scores")}
 
 
 def training_seed(plan: Plan, site: str, round_: int) -> int:

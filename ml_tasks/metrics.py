@@ -230,6 +230,10 @@ def _pairs(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> fl
     return pairs
 
 
+def scores_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The sigmoid, without an exp that could overflow."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64))))
+
+
 def _bins(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    scores = 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))  # the sigmoid, without an exp that could overflow
-    return np.minimum((scores * BINS).astype(np.int64), BINS - 1)
+    return np.minimum((scores_of(logits) * BINS).astype(np.int64), BINS - 1)

@@ -19,6 +19,7 @@ from torch.optim.sgd import sgd
 
 from ml_tasks.averaging import load_vector, to_vector
 from ml_tasks.metrics import count
+from ml_tasks.noised_metrics import Counting, count_noised
 from ml_tasks.tabular import Standardisation, apply
 from ml_tasks.task import Examples, Task
 
@@ -112,9 +113,16 @@ def train(
 
 
 def evaluate(
-    task: Task, examples: Examples, vector: NDArray[np.float32], standardisation: Standardisation | None
+    task: Task,
+    examples: Examples,
+    vector: NDArray[np.float32],
+    standardisation: Standardisation | None,
+    counting: Counting | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Count how the model of `vector` does on one site's examples, of which there may be none (see `metrics.count`).
+
+    Args:
+        counting: for a sum that will be noised, how to count (see `noised_metrics.count_noised`).
 
     Raises:
         ValueError: if the model or the loss does not give one finite value per example.
@@ -130,6 +138,8 @@ def evaluate(
         for start in range(0, len(examples), EVALUATION_BATCH):
             rows = slice(start, start + EVALUATION_BATCH)
             logits[rows], losses[rows] = predict(task, model, features[rows].to(device), targets[rows].to(device))
+    if counting is not None:
+        return count_noised(logits.numpy(), examples.targets, losses.numpy(), counting)
     return count(logits.numpy(), examples.targets, losses.numpy())
 
 

@@ -136,6 +136,34 @@ BEFORE_THE_SUM: tuple[Mutant, ...] = (
 
 FINDINGS: tuple[Mutant, ...] = (
     Mutant(
+        "noised-metrics",
+        "ml_tasks/noised_metrics.py",
+        "first = np.clip((wholes + left - right) / 2, 0.0, wholes)",
+        "first = (wholes + left - right) / 2",
+        ("tests/ml_tasks/test_noised_metrics.py",),
+    ),
+    Mutant(
+        "noised-metrics",
+        "ml_tasks/noised_metrics.py",
+        "wholes = np.maximum(levels.pop(), 0.0)",
+        "wholes = np.maximum(cells, 0.0).sum(keepdims=True).reshape(-1)",
+        ("tests/ml_tasks/test_noised_metrics.py",),
+    ),
+    Mutant(
+        "noised-metrics",
+        "ml_tasks/noised_metrics.py",
+        "    square = QUANTILE**2\n",
+        "    square = QUANTILE**2 / 4\n",
+        ("tests/ml_tasks/test_noised_metrics.py",),
+    ),
+    Mutant(
+        "noised-metrics",
+        "flows/steps.py",
+        'if one.clear or name == "examples"}',
+        "}",
+        ("tests/flows/test_privacy.py",),
+    ),
+    Mutant(
         "1",
         "flows/site.py",
         'raise Refused(me, step, "this site has not advertised in this context")',
