@@ -37,11 +37,6 @@ class Agreed:
         """Whether its sums are noised."""
         return self.plan.privacy.unit != "none"
 
-    @property
-    def work_s(self) -> float:
-        """The longest piece of local work that the plan allows, in seconds."""
-        return self.plan.deadlines.train_s
-
 
 def read_plan_of(ask_plan: str, site: str) -> Plan:
     """Read the plan of a request to join, which must be canonical JSON with every default resolved.
