@@ -284,6 +284,7 @@ def test_fate_signatures_are_not_digests(tmp_path: Path) -> None:
         message.context,
         message.receiver,
         parse(Advert, message.body, party="a", step="advertise"),
+        message.answers,
     )
     assert again.signed_bytes == message.signed_bytes
     assert again.signature != message.signature

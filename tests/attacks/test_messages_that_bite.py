@@ -118,7 +118,10 @@ def test_every_field_refuses_what_is_not_its_own(body: type) -> None:
         "reason": lambda value: isinstance(value, str),
         "sealed": lambda value: value in ("", "ab"),
         "size": lambda value: type(value) is int and value >= 0,
-        "ledger_entries": lambda value: type(value) is int and value >= 0,
+        **dict.fromkeys(
+            ("ledger_entries", "previous_entries", "answers", "confirmed_sums"),
+            lambda value: type(value) is int and value >= 0,
+        ),
         "survivors": lambda value: value == [],
         "self_shares": lambda value: value == {},
         "key_shares": lambda value: value == {},

@@ -39,7 +39,8 @@ def test_the_sum_that_the_coordinator_opens_is_the_sum_of_the_sites_own_values(t
                 for site in SITES:
                     local = run.local.sites.sites[site]
                     key = bytes.fromhex(_rounding_key(run.plan, site))
-                    values = local._values(context.training, context.digest)
+                    folder = local._work_folder(context.training, context.digest)
+                    values = local._values(local._trainings[context.training], context.purpose, folder, "mask")
                     kept.append(encode(site, values, context.segments, key))
 
         run.live.observe = keep
