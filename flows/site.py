@@ -470,6 +470,8 @@ class Site:
 
     def _mask(self, request: Envelope) -> Answer:
         context = self._advertised(request, "mask")
+        if context.state is None:
+            raise Refused(self.identity.name, "mask", "this context is over: its secrets are erased")
         agreed = self._trainings[context.training]
         name = self.identity.name
         key = system_entropy(KEY_BYTES) if agreed.private else rounding_key(agreed.plan, name, context.round)

@@ -245,18 +245,17 @@ class Round:
     _confirmations: dict[str, Envelope] = field(default_factory=dict)
 
     def advertised(self) -> Roster:
-        """Have every site advertise and do its local work."""
+        """Have every site advertise, and then do its local work."""
         if self._roster is None:
             sites, context = self.hand.boxes, self.context
-            asked = {
-                step: [self.hand.send(self.hand.request(site, step, context.digest, body)) for site in sites]
-                for step, body in (
-                    ("advertise", AskAdvertise(context)),
-                    ("train", AskWork(context)),
-                    ("evaluate", AskWork(context)),
-                )
-            }
-            answers = {step: [self.hand.heard(request)[0] for request in requests] for step, requests in asked.items()}
+            answers: dict[str, list[Envelope]] = {}
+            for steps, body in ((("advertise",), AskAdvertise(context)), (("train", "evaluate"), AskWork(context))):
+                asked = {
+                    step: [self.hand.send(self.hand.request(site, step, context.digest, body)) for site in sites]
+                    for step in steps
+                }
+                for step, requests in asked.items():
+                    answers[step] = [self.hand.heard(request)[0] for request in requests]
             self._roster = coordinator.open_roster(context, answers["advertise"])
         return self._roster
 

@@ -14,7 +14,10 @@ from flows.mailbox import request_key
 from flows.messages import AskWork
 from flows.model import shelf
 from protocols.messages import COORDINATOR
-from tests.hostile.hand import Attacker, Hand, Round, gone, keys, refusal, unmoved
+from tests.flows.consortium import plan_for, trial
+from tests.flows.test_site import advertise, join, send
+from tests.flows.test_site import refusal as local_refusal
+from tests.hostile.hand import Attacker, Hand, Round, gone, keys, unmoved
 from tests.processes.harness import Consortium
 
 pytestmark = pytest.mark.slow
@@ -106,18 +109,12 @@ SWAPS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("swap", SWAPS)
-def test_a_model_that_was_changed_on_the_exchange_is_not_trained_on(
-    home: Consortium, hand: Hand, attacker: Attacker, standing: Round, swap: str
-) -> None:
+def test_a_model_that_was_changed_on_the_exchange_is_not_trained_on(tmp_path: Path, swap: str) -> None:
+    """A site reads a model for an attempt that it has advertised, which ends every other: here it is in memory."""
     change, reason = SWAPS[swap]
-    context = hand.context(attempt=2)
-    path = attacker.exchange / shelf(context.training) / context.model
-    true = path.read_bytes()
-    change(path)
-    with unmoved(home, "north") as north:
-        assert reason in refusal(hand.ask("north", "train", context.digest, AskWork(context)))
-        north.tells("refused train: the object ")
-    if path.is_dir():
-        path.rmdir()
-    path.unlink(missing_ok=True)
-    path.write_bytes(true)
+    with trial(tmp_path, plan_for("Bare")) as run:
+        assert join(run, "ann").kind == "joined"
+        context = run.live.context("training", 1, 1)
+        advertise(run, "ann", context)
+        change(tmp_path / "exchange" / shelf(context.training) / context.model)
+        assert reason in local_refusal(send(run, "ann", "train", context.digest, AskWork(context)))

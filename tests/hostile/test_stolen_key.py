@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from flows.plan import plan_digest
 from protocols.contexts import sha256
 from protocols.encoding import Segment
 from protocols.messages import AskAdvertise, Envelope
+from tests.flows.consortium import plan_for, trial
+from tests.flows.test_site import advertise, join, send
+from tests.flows.test_site import refusal as local_refusal
 from tests.hostile.hand import PARAMETERS, Hand, Round, refusal, signed_by, unmoved
 from tests.processes.harness import Consortium
 
@@ -199,14 +203,25 @@ MODELS: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_model_that_is_none_of_the_task_s_is_refused(
-    home: Consortium, hand: Hand, standing: Round, model: str
-) -> None:
+def test_a_model_that_is_none_of_the_task_s_is_refused(tmp_path: Path, model: str) -> None:
+    """A site reads a model for an attempt that it has advertised, which ends every other: here it is in memory."""
     make, reason = MODELS[model]
-    context = hand.context(attempt=2, model=hand.exchange.put(shelf(hand.training), make()))
+    with trial(tmp_path, plan_for("Bare")) as run:
+        assert join(run, "ann").kind == "joined"
+        digest = run.live.exchange.put(shelf(run.live.training), make())
+        context = replace(run.live.context("training", 1, 1), model=digest)
+        advertise(run, "ann", context)
+        assert reason in local_refusal(send(run, "ann", "train", context.digest, AskWork(context)))
+
+
+def test_a_model_is_not_even_read_for_an_attempt_that_was_not_advertised(
+    home: Consortium, hand: Hand, standing: Round
+) -> None:
+    context = hand.context(attempt=2, model=hand.exchange.put(shelf(hand.training), b"none"))
     with unmoved(home, "north") as north:
-        assert reason in refusal(hand.ask("north", "train", context.digest, AskWork(context)))
-        north.tells(f"refused train: {reason}" if reason.startswith("the") else "refused train: ")
+        said = refusal(hand.ask("north", "train", context.digest, AskWork(context)))
+        assert said == "this site has not advertised in this context"
+        north.tells(f"refused train: {said}")
 
 
 def test_a_step_that_there_is_not_is_refused(home: Consortium, hand: Hand, standing: Round) -> None:
