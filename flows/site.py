@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from flows.local_work import InProcess
 
 Answer = tuple[Envelope, ...]
+RESUMED = 8
+"""How often a round may use up the plan's attempts at a site: a coordinator that is cut off and resumed begins anew."""
 CONTENT = "content"
 """In an attempt's folder of local work: what stands for the data that it was done on."""
 
@@ -441,11 +443,11 @@ class Site:
         """Refuse more attempts at a round than the plan allows, whatever the coordinator counts."""
         known = self.vault.of_training(context.training)
         others = [old for old in known if old.round == context.round and old.attempt_context != context.digest]
-        if len(others) >= plan.max_attempts:
+        if len(others) >= RESUMED * plan.max_attempts:
             raise Refused(
                 self.identity.name,
                 "advertise",
-                f"the plan allows {plan.max_attempts} attempts at a round, and this site has been in as many",
+                f"the plan allows {plan.max_attempts} attempts at a round, and this site has been in {len(others)}",
             )
 
     def _advertised(self, request: Envelope, step: str) -> Context:
