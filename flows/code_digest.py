@@ -103,8 +103,9 @@ def import_from_source(top: str) -> None:
     Python would run what lies in ``__pycache__`` in their place where it looks as old as they are, and that is not in
     the digest.
     """
-    if not any(isinstance(finder, _FromSource) and finder.top == top for finder in sys.meta_path):
-        sys.meta_path.insert(0, _FromSource(top))
+    for finder in [one for one in sys.meta_path if isinstance(one, _FromSource) and one.top == top]:
+        sys.meta_path.remove(finder)  # another may have put its own before it since
+    sys.meta_path.insert(0, _FromSource(top))
 
 
 class _SourceLoader(SourceFileLoader):
@@ -127,7 +128,7 @@ class _FromSource:
             return None
         for finder in sys.meta_path:
             if not isinstance(finder, _FromSource) and (spec := finder.find_spec(name, path, target)) is not None:
-                if type(spec.loader) is SourceFileLoader:
+                if isinstance(spec.loader, SourceFileLoader):
                     spec.loader = _SourceLoader(spec.loader.name, spec.loader.path)
                 return spec
         return None
