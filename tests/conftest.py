@@ -20,6 +20,7 @@ from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from deploy import SERVER_SETTINGS
+from tests.debian import find_command
 from tests.prefect_database import migrated_database
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -95,18 +96,5 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def debian_package() -> Callable[..., Path]:
-    """Give a function that finds a Debian package's command, for tests against real programs.
-
-    Where it is missing the test is skipped; under CI=true it fails, so that .ci/run cannot forget the package.
-    """
-
-    def find(package: str, *, command: str | None = None) -> Path:
-        found = shutil.which(command or package, path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
-        if found is None:
-            reason = f"the Debian package {package} is not installed"
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"{reason}: add it to test_packages in .ci/run")
-            pytest.skip(reason)
-        return Path(found)
-
-    return find
+    """Give the function that finds a Debian package's command, or skips; under CI=true it fails."""
+    return find_command

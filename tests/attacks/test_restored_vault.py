@@ -18,6 +18,7 @@ from protocols.ledger import Charge, charges
 from protocols.messages import AskAdvertise, Envelope, envelope
 from protocols.vault import Vault
 from tests.attacks.hostile import confirm, make, mask, reopen, to_dealings, to_masked
+from tests.debian import find_command
 from tests.simulator import Simulator
 
 DATABASE = ("vault.sqlite", "vault.sqlite-wal", "vault.sqlite-shm")
@@ -74,9 +75,7 @@ def by_rsync_in_place(copy: Path, folder: Path) -> None:
 
 
 def by_the_real_rsync(copy: Path, folder: Path, *options: str) -> None:
-    if shutil.which("rsync") is None:
-        pytest.skip("rsync is not installed")
-    subprocess.run(["rsync", "-a", *options, f"{copy}/", f"{folder}/"], check=True)
+    subprocess.run([find_command("rsync"), "-a", *options, f"{copy}/", f"{folder}/"], check=True)
 
 
 def by_the_real_rsync_in_place(copy: Path, folder: Path) -> None:
