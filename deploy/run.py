@@ -40,7 +40,8 @@ from flows.tables import first_model, tables_of
 from flows.workshop import WorkFailed, Workshops
 from ml_tasks.averaging import load_vector, vector_parts
 from ml_tasks.baselines import baseline, pool
-from ml_tasks.task import Task
+from ml_tasks.independence import check_stands_alone
+from ml_tasks.task import DataError, Task
 from ml_tasks.training import LocalTraining, initial_vector
 from protocols.consortium import write_consortium
 from protocols.encoding import check_headroom
@@ -153,7 +154,7 @@ def prepare(read: Callable[[], Plan], options: Options) -> tuple[Plan, Task, NDA
 
 
 def check_plan(read: Callable[[], Plan]) -> tuple[Plan, Task, NDArray[np.float32]]:
-    """Check a plan, its task and its rings.
+    """Check a plan, its task and its rings; with privacy for records, that a unit of it stands alone (SPEC 12.4).
 
     Raises:
         Failure: with exit code 2.
@@ -163,7 +164,11 @@ def check_plan(read: Callable[[], Plan]) -> tuple[Plan, Task, NDArray[np.float32
         task = load_task(plan.task)
         vector = first_vector(task, plan)
         check_rings(plan, task, vector.size)
+        if plan.privacy.unit == "record":
+            check_stands_alone(task)
         check_privacy(plan, parameters=vector.size, features=len(task.features))
+    except DataError as error:
+        raise Failure(f"task {plan.task}: {error}", REFUSED) from None
     except (PlanError, RingTooSmall) as error:
         raise Failure(str(error), REFUSED) from None
     return plan, task, vector

@@ -103,9 +103,9 @@ def import_from_source(top: str) -> None:
     Python would run what lies in ``__pycache__`` in their place where it looks as old as they are, and that is not in
     the digest.
     """
-    for finder in [one for one in sys.meta_path if isinstance(one, _FromSource) and one.top == top]:
-        sys.meta_path.remove(finder)  # another may have put its own before it since
-    sys.meta_path.insert(0, _FromSource(top))
+    ours = [_FromSource(top)]
+    # First again, where another was put before it since; at once, since sites that are threads import at the same time.
+    sys.meta_path[:] = ours + [one for one in sys.meta_path if not (isinstance(one, _FromSource) and one.top == top)]
 
 
 class _SourceLoader(SourceFileLoader):

@@ -228,6 +228,7 @@ def test_plan_tells_what_privacy_a_training_has(overrides: tuple[str, ...], said
         (("protection.update.bits=16", "protection.update.scale=900.0"), "of noise"),
         (("privacy.epsilon=0.0",), "needs epsilon"),
         (("protection.threshold=2",), "2 x threshold (2) must exceed"),
+        (("task=tests.flows.tasks:Mixing",), "its module 1 (BatchNorm1d) mixes records"),
     ],
 )
 def test_a_plan_without_the_privacy_that_it_names_is_refused_with_exit_code_2(

@@ -116,7 +116,7 @@ def test_the_receipt_of_a_training_that_stopped_early_and_kept_its_best_model_ve
 
 
 def test_a_training_whose_held_round_another_process_has_finished_leaves_a_receipt(tmp_path: Path) -> None:
-    plan = plan_for("Bare", rounds=2, deadlines={"step_s": 5, "train_s": 5, "finish_s": 0.1})
+    plan = plan_for("Bare", rounds=2, deadlines={"step_s": 120, "train_s": 120, "finish_s": 0.1})
     faults = {(site, "reveal"): at(range(1, 9), "late") for site in ("ann", "bob")}
     with trial(tmp_path, plan, faults) as run, pytest.raises(Unfinished):
         run.train()

@@ -34,7 +34,7 @@ def plan_for(task: str = "Tiny", **fields: object) -> Plan:
         "sites": list(SITES),
         "rounds": 2,
         "local": {"steps": 3, "batch_size": 4},
-        "deadlines": {"step_s": 20, "train_s": 20, "finish_s": 20},
+        "deadlines": {"step_s": 120, "train_s": 120, "finish_s": 20},
     }
     return make_plan({**raw, **fields}, source="test")
 

@@ -44,6 +44,13 @@ class Bare(Tiny):
     features = ()
 
 
+class Mixing(Tiny):
+    """A model in which a record's output depends on the others of its batch."""
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+
+
 class Diverging(Tiny):
     """A loss that is NaN at one site only."""
 
