@@ -130,13 +130,13 @@ class Witness:
     def _reveal(self, site: str, context: str, ask: AskReveal, values: Values, answer: Answers) -> None:
         round_, survivors = self.rounds[context], self.confirmed(site, context)
         body = body_of(answer[0])
-        self._once("one reveal", site, context, said=answer[0].to_json())
+        self._once("one reveal", site, context, said=answer[0].body)
         assert not set(body.self_shares) & set(body.key_shares), "revealed both shares of a peer"
         if survivors is not None:  # it may have confirmed, and died before it said so
             assert set(body.self_shares) == set(survivors), "revealed other shares than those of the survivors"
             agreed = {message.sender for message in round_.confirmations if round_.said(message) == survivors}
             assert len(agreed) >= self.threshold, "revealed before enough sites had confirmed"
-        if answer[0] not in round_.reveals:
+        if answer[0].body not in {heard.body for heard in round_.reveals if heard.sender == site}:
             round_.reveals.append(answer[0])
             self.check_sums(round_)
 
