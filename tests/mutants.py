@@ -653,7 +653,7 @@ def survives(mutant: Mutant) -> str:
             return str(error)
         data = os.environ.get("FEDSEAL_TEST_DATA", str(ROOT.parent / "shared" / "data"))
         ran = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *mutant.tests],
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *mutant.tests],
             cwd=tree,
             env={**os.environ, "PYTHONPATH": str(tree), "FEDSEAL_TEST_DATA": data},
             capture_output=True,

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -312,5 +313,5 @@ class Interleavings(RuleBasedStateMachine):
         round_.dealt[LIAR][receiver] = envelope(vault.identity, "share", roster.round, receiver, body)
 
 
-TestInterleavings = Interleavings.TestCase
+TestInterleavings = pytest.mark.slow(Interleavings.TestCase)
 TestInterleavings.settings = settings(stateful_step_count=40)

@@ -115,6 +115,7 @@ def test_the_receipt_of_a_training_that_stopped_early_and_kept_its_best_model_ve
     assert stopped.receipt.rounds[2].context.model == stopped.receipt.rounds[0].context.model
 
 
+@pytest.mark.slow
 def test_a_training_whose_held_round_another_process_has_finished_leaves_a_receipt(tmp_path: Path) -> None:
     plan = plan_for("Bare", rounds=2, deadlines={"step_s": 120, "train_s": 120, "finish_s": 0.1})
     faults = {(site, "reveal"): at(range(1, 9), "late") for site in ("ann", "bob")}
@@ -175,7 +176,7 @@ app(sys.argv[1:])
     assert done.stdout.startswith("Verified: ")
 
 
-@pytest.mark.parametrize("which", ["trained", "plain"])
+@pytest.mark.parametrize("which", [pytest.param("trained", marks=pytest.mark.slow), "plain"])
 def test_whatever_leaf_is_changed_the_error_names_it_or_a_parent(which: str, request: pytest.FixtureRequest) -> None:
     """Tensors of the same total are bound by the signature alone, which is named then; with the model they show."""
     trained = request.getfixturevalue(which)
@@ -190,7 +191,7 @@ def test_whatever_leaf_is_changed_the_error_names_it_or_a_parent(which: str, req
         assert is_within((*path, 0), field) or (path[0], field) == ("tensors", "signature"), (written(path), field)
 
 
-@pytest.mark.parametrize("which", ["trained", "plain"])
+@pytest.mark.parametrize("which", [pytest.param("trained", marks=pytest.mark.slow), "plain"])
 def test_whatever_field_or_item_is_left_out_the_error_names_it_or_what_it_is_missing_from(
     which: str, request: pytest.FixtureRequest
 ) -> None:
@@ -205,6 +206,7 @@ def test_whatever_field_or_item_is_left_out_the_error_names_it_or_what_it_is_mis
         assert is_within(path, field) or field.startswith(elsewhere.get(str(path[0]), "?")), (written(path), field)
 
 
+@pytest.mark.slow
 def test_whatever_field_is_added_is_named(trained: Trained) -> None:
     original = content_of(trained)
     for path in nodes(original):
@@ -248,7 +250,7 @@ def test_also_where_the_coordinator_itself_has_signed_them_so(
     assert blamed(resigned(content, trained.identity), trained).startswith("rounds")
 
 
-@pytest.mark.parametrize("which", ["trained", "plain", "stopped"])
+@pytest.mark.parametrize("which", [pytest.param("trained", marks=pytest.mark.slow), "plain", "stopped"])
 def test_a_coordinator_that_signs_a_lie_can_lie_about_nothing_but_the_sums_and_how_tensors_are_called(
     which: str, request: pytest.FixtureRequest
 ) -> None:

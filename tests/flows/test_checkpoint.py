@@ -33,6 +33,7 @@ class Cut(BaseException):
     """What stands for the end of the process: nothing catches it."""
 
 
+@pytest.mark.slow
 def test_a_training_cut_off_between_rounds_goes_on_and_gives_the_same_model(tmp_path: Path) -> None:
     plan = plan_for("Bare", rounds=3)
     expected = uninterrupted(tmp_path / "whole", plan)
@@ -52,7 +53,7 @@ def test_a_training_cut_off_between_rounds_goes_on_and_gives_the_same_model(tmp_
         assert np.array_equal(run.live.checkpoint.model.vector, expected)
 
 
-@pytest.mark.parametrize("step", ["confirm", "reveal"])
+@pytest.mark.parametrize("step", [pytest.param("confirm", marks=pytest.mark.slow), "reveal"])
 def test_a_round_that_was_held_is_finished_under_its_own_number(tmp_path: Path, step: str) -> None:
     """The process ends while too few sites answer; another finishes the round from what the first one kept."""
     plan = plan_for("Bare", rounds=2, deadlines={"step_s": 120, "train_s": 120, "finish_s": 0.1})
@@ -79,6 +80,7 @@ def test_an_attempt_that_was_not_held_is_followed_by_a_higher_number(tmp_path: P
     assert [(one.round, one.attempt) for one in report.rounds] == [(1, 3)]
 
 
+@pytest.mark.slow
 def test_a_retry_of_the_flow_run_goes_on_after_the_last_finished_round(tmp_path: Path) -> None:
     plan = plan_for("Bare", rounds=3, max_attempts=1)
     expected = uninterrupted(tmp_path / "whole", plan)
@@ -107,6 +109,7 @@ def check_parameters(training: str, expected: set[tuple[str, int, int]]) -> None
     assert len(found) == len(set(found))
 
 
+@pytest.mark.slow
 def test_no_mask_is_used_twice_over_cuts_and_attempts(tmp_path: Path) -> None:
     plan = plan_for("Bare", rounds=2, max_attempts=1)
     answers: list[Envelope] = []

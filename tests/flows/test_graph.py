@@ -3,6 +3,7 @@
 from itertools import product
 from pathlib import Path
 
+import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
@@ -69,6 +70,7 @@ def test_a_site_that_drops_out_is_seen_to_drop_out_in_the_graph(tmp_path: Path) 
     assert "train[dan]" in nodes
 
 
+@pytest.mark.slow
 def test_the_training_s_own_graph_has_a_task_for_every_round_and_attempt(tmp_path: Path) -> None:
     faults = {(site, "mask"): lambda count: "lost" if count == 1 else "" for site in ("ann", "bob")}
     with trial(tmp_path, plan_for("Bare"), faults, name="graph-whole") as run:

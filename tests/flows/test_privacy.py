@@ -61,6 +61,7 @@ def run(tmp_path: Path) -> Iterator[Trial]:
 
 
 @pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0])
+@pytest.mark.slow
 @pytest.mark.parametrize("privacy", [PRIVACY, SITES_PRIVACY, SITES_PRIVACY | {"adaptive": True}])
 def test_every_survivor_set_costs_at_most_what_was_planned(privacy: dict[str, object], epsilon: float) -> None:
     """Recomputed from each site's noise alone, over all sets of survivors and all sets of colluders among them."""
@@ -132,6 +133,7 @@ def test_a_ring_too_small_for_the_noise_is_refused() -> None:
         check_privacy(plan, parameters=3, features=2)
 
 
+@pytest.mark.slow
 def test_a_private_training_charges_each_attempt_once_and_keeps_to_its_epsilon(tmp_path: Path) -> None:
     faults = {(site, "share"): at([1], "lost") for site in ("ann", "bob")}
     with trial(tmp_path, private(), faults) as run:
@@ -224,6 +226,7 @@ def test_the_rounds_that_an_epsilon_has_room_for_are_those_that_keep_to_it() -> 
     assert at(most) <= plan.privacy.epsilon < at(most + 1)
 
 
+@pytest.mark.slow
 def test_a_rotated_update_in_16_bits_takes_two_bytes_a_parameter_and_learns_the_same(tmp_path: Path) -> None:
     """Noise aside: its rounding is of another grid."""
     models = []
@@ -238,6 +241,7 @@ def test_a_rotated_update_in_16_bits_takes_two_bytes_a_parameter_and_learns_the_
     assert vector_bytes(table) <= 2.01 * 10**6
 
 
+@pytest.mark.slow
 def test_the_sum_of_a_step_is_the_gradients_and_noise_of_the_planned_size(tmp_path: Path) -> None:
     plan = private({"sampling_rate": 1.0, "epsilon": 1.0}, rounds=10, max_attempts=1)
     with trial(tmp_path, plan) as run:

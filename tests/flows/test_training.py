@@ -78,7 +78,7 @@ def test_after_max_attempts_the_training_fails_and_says_who_was_missing_and_why(
         assert run.sites.asked["bob", "advertise"] == 2
 
 
-@pytest.mark.parametrize("step", ["confirm", "reveal"])
+@pytest.mark.parametrize("step", [pytest.param("confirm", marks=pytest.mark.slow), "reveal"])
 def test_once_a_site_may_have_confirmed_the_round_is_finished_and_not_restarted(tmp_path: Path, step: str) -> None:
     """Two of four sites answer too late the first time; the threshold is three: the same round goes on with them."""
     faults = {(site, step): at([0], "late") for site in ("ann", "bob")}
@@ -98,6 +98,7 @@ def test_a_confirmed_round_that_cannot_be_finished_fails_without_another_attempt
         assert run.sites.asked["cat", "advertise"] == 1
 
 
+@pytest.mark.slow
 def test_a_site_that_hangs_is_dropped_at_its_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
