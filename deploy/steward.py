@@ -6,7 +6,8 @@ typed: a coordinator that swaps what waits gets another plan to wait beside it.
 
 import json
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from flows.data_sets import choose
 from flows.fitting import check_all, check_fitting
 from flows.plan import Plan, PlanError, make_plan
 from flows.roster_memory import why_too_close
+from flows.sandbox.sandboxed import SandboxedWorkshops
 from flows.settings import SettingsError, SiteFolder
 from flows.site_log import LogChanged, SiteLog
 from flows.workshop import WorkFailed, Workshops
@@ -143,11 +145,11 @@ def check(
     tasks = [task] if task else site.policy.tasks
     if strangers := [one for one in tasks if one not in site.policy.tasks]:
         raise fail(f"{strangers[0]}: is not on this site's list: its code does not run here, add it to [policy] tasks")
-    workshops = workshops_of(site)
-    if task and data:
-        lines = check_fitting(site.name, task, data, sets[data], workshops).lines
-    else:
-        lines = list(check_all(site.name, tasks, sets, workshops))
+    with workshops_of(site) as workshops:
+        if task and data:
+            lines = check_fitting(site.name, task, data, sets[data], workshops).lines
+        else:
+            lines = list(check_all(site.name, tasks, sets, workshops))
     for line in lines:
         print(one_printed_line(line))
     if lines:
@@ -179,9 +181,12 @@ def show_log(
         raise fail(f"{log.path}: {changed}") from None
 
 
-def workshops_of(site: SiteFolder) -> Workshops:
-    """Where this site's local work is done, and checked: the parent of task processes ends with this one."""
-    return site.open_workshops()
+@contextmanager
+def workshops_of(site: SiteFolder) -> Iterator[Workshops]:
+    """Where this site's local work is done, and checked; no process of a task is left behind."""
+    workshops = site.open_workshops()
+    with closing(workshops) if isinstance(workshops, SandboxedWorkshops) else nullcontext():
+        yield workshops
 
 
 def read_waiting(canonical: str) -> Plan:
@@ -240,13 +245,11 @@ def price_lines(site: SiteFolder, vault: Vault, plan: Plan) -> list[str]:
 
     if plan.task not in site.policy.tasks or (plan.code and plan.code != installed_code(plan)):
         return ["what leaves  is not known: the plan is for code that does not run here"]
-    workshop = workshops_of(site)(without_code(plan), site.name, None)
     try:
-        described = workshop.describe(DESCRIBE_S)
+        with workshops_of(site) as workshops:
+            described = workshops(without_code(plan), site.name, None).describe(DESCRIBE_S)
     except WorkFailed as failed:
         return [f"what leaves  is not known: {one_printed_line(str(failed))}"]
-    finally:
-        workshop.stop()
     sizes = {"parameters": described.parameters, "features": described.features}
     lines = []
     for purpose, table in tables_of(plan, **sizes).items():
