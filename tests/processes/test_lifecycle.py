@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -24,6 +26,7 @@ from protocols.vault import Vault
 from tests.flows.consortium import trial
 from tests.processes.harness import (
     LONG,
+    PATIENCE,
     SLOW,
     TINY,
     Consortium,
@@ -58,6 +61,18 @@ def fedseal(*words: str | Path) -> str:
         [sys.executable, "-m", "deploy.cli", *map(str, words)], capture_output=True, text=True, timeout=60, check=True
     )
     return done.stdout + done.stderr
+
+
+@contextmanager
+def approval_by_hand(folder: Path) -> Iterator[Path]:
+    """Have a site's data steward approve each training."""
+    table = folder / SITE_FILE
+    automatic = table.read_text()
+    table.write_text(automatic.replace('approval = "automatic"', 'approval = "by-hand"'))
+    try:
+        yield folder
+    finally:
+        table.write_text(automatic)
 
 
 def states(home: Consortium, run: UUID, site: str) -> list[StateType]:
@@ -279,21 +294,18 @@ def test_a_refusal_is_told(home: Consortium) -> None:
 
 def test_an_absence_and_a_pending_approval_are_told_and_a_late_site_is_taken_in(home: Consortium) -> None:
     home.stop("west")
-    table = home.home.site("east") / SITE_FILE
-    automatic = table.read_text()
-    table.write_text(automatic.replace('approval = "automatic"', 'approval = "by-hand"'))
-    deadlines = {"join_s": 45, "step_s": 60, "train_s": 90, "finish_s": 90}
-    run = home.submit(home.plan(task=LONG, rounds=90, min_sites=3, name="late", deadlines=deadlines))
-    folder = home.home.site("east")
-    waiting = eventually(lambda: re.search(r"(late-\w+): pending", fedseal("site", "status", "--folder", folder)), 150)
-    digest = re.search(r"plan (\w{64}): pending", fedseal("site", "show", waiting[1], "--folder", folder))
-    assert '"name": "late"' in fedseal("site", "show", waiting[1], "--text", "--folder", folder)
-    fedseal("site", "approve", waiting[1], digest[1], "--folder", folder)
-    assert f"{waiting[1]}: approved" in fedseal("site", "status", "--folder", folder)
-    eventually(lambda: home.sums(run) >= 1, 120)
-    home.start("west")
-    eventually(lambda: set(home.progress(run)["records"][-1]["survivors"]) == set(SITES), 120)
-    table.write_text(automatic)
+    deadlines = {"join_s": 75 * PATIENCE, "step_s": 60, "train_s": 90, "finish_s": 90}
+    with approval_by_hand(home.home.site("east")) as folder:
+        run = home.submit(home.plan(task=LONG, rounds=90, min_sites=3, name="late", deadlines=deadlines))
+        status = partial(fedseal, "site", "status", "--folder", folder)
+        waiting = eventually(lambda: re.search(r"(late-\w+): pending", status()), 150)
+        digest = re.search(r"plan (\w{64}): pending", fedseal("site", "show", waiting[1], "--folder", folder))
+        fedseal("site", "approve", waiting[1], digest[1], "--folder", folder)
+        assert f"{waiting[1]}: approved" in status()
+        assert '"name": "late"' in fedseal("site", "show", waiting[1], "--text", "--folder", folder)
+        eventually(lambda: home.sums(run) >= 1, 120)
+        home.start("west")
+        eventually(lambda: set(home.progress(run)["records"][-1]["survivors"]) == set(SITES), 120)
     first = home.progress(run)["records"][0]
     assert set(first["survivors"]) == {"north", "east", "south"}
     reason = first["dropped"]["west"]
