@@ -72,6 +72,7 @@ def chaos(
         os.truncate(log, 0)
     dice = random.Random(seed)
     fields = {"task": TASK, "rounds": rounds, "min_sites": 3, "seed": seed, "max_attempts": 20, "deadlines": DEADLINES}
+    fields |= {"max_failed": len(SITES)}  # a site that is halted, or whose clock jumps, has its local work fail
     run = home.submit(home.plan(name=f"chaos-{seed}", **fields))
     stage = Stage(home, run, dice, records, SMALL_DISK, STEP_S)
     try:

@@ -40,11 +40,11 @@ def record_vectors(folder: Path) -> None:
     honest = secagg_site.mask
 
     @wraps(honest)
-    def recording(identity: Identity, state: Shared, ask: Any, vector: NDArray[np.uint8]) -> Any:
+    def recording(identity: Identity, state: Shared, ask: Any, vector: NDArray[np.uint8], *more: str) -> Any:
         place = folder / identity.name / state.advertised.context.digest
         place.mkdir(parents=True, exist_ok=True)
         (place / hashlib.sha256(vector.data).hexdigest()).write_bytes(vector.data)
-        return honest(identity, state, ask, vector)
+        return honest(identity, state, ask, vector, *more)
 
     secagg_site.mask = recording
 
