@@ -275,7 +275,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-def state_of(run: FlowRun) -> StateType:
+def state_of(run: FlowRun | TaskRun) -> StateType:
     """The type of a run's state."""
     assert run.state is not None
     return run.state.type

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from deploy.up import free_port
+from flows.participation import ENDED
 from flows.settings import SITE_FILE
-from tests.processes.harness import consortium, eventually
+from tests.processes.harness import consortium, eventually, state_of
 
 COUNTED_S = 24.0
 """At least one heartbeat, and two of everything else that comes again and again."""
@@ -60,7 +61,10 @@ def test_an_idle_site_makes_at_most_one_request_a_second(tmp_path: Path, debian_
                 running.start(site)
             run = running.submit(running.plan(task="tests.processes.tasks:Sleepy", rounds=1))
             mine = eventually(lambda: running.participations(run, "north"), 120)[0]
-            eventually(lambda: any(one.name == "join" for one in running.tasks(mine.id)), 60)
+            answered = {"join", "advertise", "share", "moments"}
+            eventually(
+                lambda: answered <= {one.name for one in running.tasks(mine.id) if state_of(one) in ENDED}, 60
+            )  # now mask is due, when the other site has done its work
             time.sleep(5)
             before = len(log.read_text().splitlines())
             time.sleep(COUNTED_S)
