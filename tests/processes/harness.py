@@ -203,7 +203,7 @@ def consortium(
     tables: Mapping[str, str] | None = None,
     tasks: Sequence[str] = TASKS,
     small_disk: str | None = None,
-    poll_s: int | None = 2,
+    poll_s: int | None = 4,
     prepare: Callable[[Home], None] = lambda home: None,
 ) -> Iterator[Consortium]:
     """Run a consortium.
@@ -216,7 +216,8 @@ def consortium(
         tables: lines of policy by site.
         tasks: what may run.
         small_disk: the site whose vault is a small disk of its own, where this machine lets us mount one.
-        poll_s: seconds between a worker's looks for runs; ``None`` for what it is outside of tests.
+        poll_s: seconds between a worker's looks for runs; ``None`` for what it is outside of tests. Where five looked
+            every two seconds, a server on SQLite was seen to be locked out of its own database.
         prepare: called with the folders before anybody starts.
     """
     port, names = free_port(), site_names(sites) if isinstance(sites, int) else tuple(sites)
