@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
@@ -27,6 +28,8 @@ CodeRule = Literal["pinned", "named", "any"]
 
 _CACHED = re.compile(r"^[^.]+\..+\.pyc(\.\d+)?$")
 """What Python keeps in ``__pycache__``: no import statement reaches a file of that name."""
+
+_one_at_a_time = threading.Lock()
 
 
 def code_digest(task: str) -> str:
@@ -103,9 +106,9 @@ def import_from_source(top: str) -> None:
     Python would run what lies in ``__pycache__`` in their place where it looks as old as they are, and that is not in
     the digest.
     """
-    ours = [_FromSource(top)]
-    # First again, where another was put before it since; at once, since sites that are threads import at the same time.
-    sys.meta_path[:] = ours + [one for one in sys.meta_path if not (isinstance(one, _FromSource) and one.top == top)]
+    with _one_at_a_time:  # sites that are threads import at the same time
+        others = [one for one in sys.meta_path if not (isinstance(one, _FromSource) and one.top == top)]
+        sys.meta_path[:] = [_FromSource(top), *others]  # first again, where another was put before it since
 
 
 class _SourceLoader(SourceFileLoader):

@@ -5,12 +5,13 @@ import py_compile
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import invalidate_caches
 from pathlib import Path
 
 import pytest
 
-from flows.code_digest import check_code, check_same_code, code_digest, with_code, without_code
+from flows.code_digest import check_code, check_same_code, code_digest, import_from_source, with_code, without_code
 from flows.local_work import LocalWork
 from flows.plan import Plan, PlanError
 from flows.policy import load_task
@@ -192,3 +193,15 @@ def test_the_code_is_compared_again_right_before_it_is_imported(package: Path) -
     with pytest.raises(PlanError, match="that is installed here"):
         LocalWork(plan, "ann", None)
     assert "hospital_code" not in sys.modules
+
+
+def test_sites_that_are_threads_may_import_tasks_at_the_same_time() -> None:
+    """Each puts its finder first; one that took another's away at that moment was seen to fail."""
+    before = list(sys.meta_path)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            done = [threads.submit(import_from_source, f"package{number % 3}") for number in range(3000)]
+        assert [one.exception() for one in done if one.exception()] == []
+        assert len(sys.meta_path) == len(before) + 3
+    finally:
+        sys.meta_path[:] = before
