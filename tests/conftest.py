@@ -74,7 +74,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name the tests that take too long; ``timeout`` in pyproject.toml ends them at twice that."""
+    """Name the tests that take too long; ``timeout`` in pyproject.toml ends them at four times that."""
     took_s: Counter[str] = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:

@@ -276,7 +276,7 @@ def fill(disk: Path) -> Path:
     return filler
 
 
-def state_of(run: FlowRun | TaskRun) -> StateType:
+def state_of(run: FlowRun) -> StateType:
     """The type of a run's state."""
     assert run.state is not None
     return run.state.type

@@ -11,7 +11,7 @@ import pytest
 from deploy.up import free_port
 from flows.participation import ENDED
 from flows.settings import SITE_FILE
-from tests.processes.harness import consortium, eventually, state_of
+from tests.processes.harness import consortium, eventually
 
 COUNTED_S = 24.0
 """At least one heartbeat, and two of everything else that comes again and again."""
@@ -63,7 +63,7 @@ def test_an_idle_site_makes_at_most_one_request_a_second(tmp_path: Path, debian_
             mine = eventually(lambda: running.participations(run, "north"), 120)[0]
             answered = {"join", "advertise", "share", "moments"}
             eventually(
-                lambda: answered <= {one.name for one in running.tasks(mine.id) if state_of(one) in ENDED}, 60
+                lambda: answered <= {one.name for one in running.tasks(mine.id) if one.state_type in ENDED}, 60
             )  # now mask is due, when the other site has done its work
             time.sleep(5)
             before = len(log.read_text().splitlines())
