@@ -31,13 +31,13 @@ class Built(Bare):
 
 
 class Recurrent(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
         super().__init__()
-        self.gru = nn.GRU(4, 5, batch_first=True)
+        self.steps = kind(4, 5, batch_first=True)
         self.last = nn.Linear(5, 1)
 
     def forward(self, given: Tensor) -> Tensor:
-        out: Tensor = self.last(self.gru(given.reshape(-1, 4, 4))[0][:, -1])
+        out: Tensor = self.last(self.steps(given.reshape(-1, 4, 4))[0][:, -1])
         return out
 
 
@@ -65,7 +65,8 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(WIDTH, 1),
     "perceptron": lambda: perceptron(nn.Tanh(), nn.Linear(6, 6)),
     "convolution": convolution,
-    "recurrent": Recurrent,
+    "GRU": lambda: Recurrent(nn.GRU),
+    "LSTM": lambda: Recurrent(nn.LSTM),
     "attention": Attending,
     "dropout": lambda: perceptron(nn.Dropout(0.5)),
     "group norm": lambda: perceptron(nn.GroupNorm(2, 6)),
