@@ -26,8 +26,8 @@ test: $(STAMP) ## check style, types, layers, and run all but the slow tests
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" --durations=10
 
 test-slow: $(STAMP) ## run the slow tests, two at a time; then those that measure time
-	$(BIN)/pytest -n 2 --dist loadfile -m "slow and not alone" --durations=10
-	$(BIN)/pytest -m "slow and alone" --durations=10 tests/benchmarks
+	$(BIN)/pytest -v -n 2 --dist loadfile -m "slow and not alone" --durations=10
+	$(BIN)/pytest -v -m "slow and alone" --durations=10 tests/benchmarks
 
 format: $(STAMP) ## lay out the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .

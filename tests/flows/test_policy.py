@@ -22,7 +22,7 @@ PLAIN = {"protocol": "plain", "allow_insecure": True}
         ({"min_threshold": 4}, {}, r"the plan's threshold \(3\) must be at least 4 here"),
         ({"colluding": 2}, {}, r"the plan's colluding \(1\) must be at least 2 here"),
         ({"max_rounds": 1}, {}, r"the plan's rounds \(2\) may be at most 1 here"),
-        ({"max_train_s": 10.0}, {}, r"the plan's deadlines.train_s \(20\) may be at most 10 here"),
+        ({"max_train_s": 10.0}, {}, r"the plan's deadlines.train_s \(120\) may be at most 10 here"),
     ],
 )
 def test_every_rule_refuses_by_its_name(policy: dict, plan: dict, reason: str) -> None:
@@ -31,7 +31,7 @@ def test_every_rule_refuses_by_its_name(policy: dict, plan: dict, reason: str) -
 
 
 def test_what_the_rules_allow_passes_at_their_very_edge() -> None:
-    rules = {"min_sites": 4, "min_threshold": 3, "colluding": 1, "max_rounds": 2, "max_train_s": 20.0}
+    rules = {"min_sites": 4, "min_threshold": 3, "colluding": 1, "max_rounds": 2, "max_train_s": 120.0}
     check_policy(Policy(tasks=[TASK], **rules), plan_for(), "ann")
     check_policy(Policy(tasks=[TASK], protocols=["plain"]), plan_for(protection=PLAIN), "ann")
 
