@@ -275,8 +275,7 @@ class Site:
         known = self.vault.find(context.digest)
         if known is None:
             raise Refused(me, step, "this site has not advertised in this context")
-        if known.state is None:
-            raise Refused(me, step, "this context is over: its secrets are erased")
+        protocol.refuse_erased(known, self.identity, step)
 
     def _model(self, context: AttemptContext, agreed: Agreed) -> bytes:
         """The incoming model's file, refused for what it says itself, which is public."""
@@ -472,8 +471,7 @@ class Site:
 
     def _mask(self, request: Envelope) -> Answer:
         context = self._advertised(request, "mask")
-        if context.state is None:
-            raise Refused(self.identity.name, "mask", "this context is over: its secrets are erased")
+        protocol.refuse_erased(context, self.identity, "mask")
         agreed = self._trainings[context.training]
         name = self.identity.name
         key = system_entropy(KEY_BYTES) if agreed.private else rounding_key(agreed.plan, name, context.round)

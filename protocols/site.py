@@ -79,7 +79,7 @@ def advertise(
         raise Refused(identity.name, "advertise", "the request is signed for another context")
     with vault.exclusive():
         if (known := vault.find(context.digest)) is not None:
-            _refuse_erased(known, identity, "advertise")
+            refuse_erased(known, identity, "advertise")
         else:
             _check_new(vault, identity, context)
             check_chain(identity.name, vault.ledger_lines())
@@ -276,14 +276,24 @@ def _open_context(vault: Vault, identity: Identity, request: Envelope, step: str
     context = vault.find(request.context)
     if context is None:
         raise Refused(identity.name, step, "this site has not advertised in this context")
-    _refuse_erased(context, identity, step)
+    refuse_erased(context, identity, step)
     expected = context.attempt_context if step == "share" else context.round_context
     if request.context != expected:
         raise Refused(identity.name, step, "the request is signed for another context")
     return context
 
 
-def _refuse_erased(context: Context, identity: Identity, step: str) -> None:
+def refuse_erased(context: Context, identity: Identity, step: str) -> None:
+    """Refuse a step in a context whose secrets are erased.
+
+    Args:
+        context: as the vault knows it.
+        identity: the site's.
+        step: the step that was asked for.
+
+    Raises:
+        Refused: it is over.
+    """
     if context.state is None:
         raise Refused(identity.name, step, "this context is over: its secrets are erased")
 
