@@ -60,8 +60,8 @@ def run(tmp_path: Path) -> Iterator[Trial]:
         yield made
 
 
-@pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0])
 @pytest.mark.slow
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0])
 @pytest.mark.parametrize("privacy", [PRIVACY, SITES_PRIVACY, SITES_PRIVACY | {"adaptive": True}])
 def test_every_survivor_set_costs_at_most_what_was_planned(privacy: dict[str, object], epsilon: float) -> None:
     """Recomputed from each site's noise alone, over all sets of survivors and all sets of colluders among them."""
