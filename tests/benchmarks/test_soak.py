@@ -52,11 +52,12 @@ def test_too_few_rounds_do_not_grow() -> None:
 @pytest.mark.slow
 def test_a_task_that_hoards_is_called_growing_and_the_others_are_not(tmp_path: Path) -> None:
     with consortium(tmp_path, 3, tables=IN_PROCESS, tasks=[HOARDER]) as running:
-        found = soak(running, WARM + 4, HOARDER)
+        found = soak(running, WARM + 6, HOARDER)
     print(table(found))
-    for role, said in found["verdicts"].items():
+    ours = {role: said for role, said in found["verdicts"].items() if role != "server"}  # Prefect's connections vary
+    for role, said in ours.items():
         hoards = role.startswith("participation")
-        assert not hoards or "files" in said, (role, said)
+        assert not hoards or ("memory" in said and "files" in said), (role, said)
         # In so few rounds the others are still warming up, but they open no file for every step.
         files = [one["files"] for one in found["samples"][role][WARM:]]
         assert (slope(files) > 2) == hoards, (role, files)
