@@ -84,8 +84,15 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
         self._away = False
 
     async def setup(self) -> None:
-        """Prepare to look for runs; a server that is busy while one is being started is asked again at once."""
-        await super().setup()
+        """Prepare to look for runs; a server that is busy while one is being started is asked again at once.
+
+        Prefect's own, stopped here, leaves open what it has opened; the end of that would be a traceback.
+        """
+        try:
+            await super().setup()
+        except BaseException as error:
+            await self._exit_stack.__aexit__(type(error), error, error.__traceback__)
+            raise
         patient(self.client)
 
     async def run(

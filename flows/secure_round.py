@@ -1,13 +1,14 @@
 """One secure sum as a Prefect flow: its picture in the UI is the documentation of the protocol (SPEC 4, 6.2).
 
-    advertise[s] ┬─► roster ─► share[s] ─► inboxes ─┐
-                 ├─► train[s] ──────────────────────┼─► mask[s] ─► survivors ─► confirm[s] ─► quorum ─┐
-                 └─► evaluate[s] ───────────────────┘                                                 │
-                                                               average ◄─ unmask ◄─ reveal[s] ◄───────┘
+    advertise[s] ─► roster ─► share[s] ─► inboxes ─┐
+    train[s] ──────────────────────────────────────┼─► mask[s] ─► survivors ─► confirm[s] ─► quorum ─┐
+    evaluate[s] ───────────────────────────────────┘                                                 │
+                                                              average ◄─ unmask ◄─ reveal[s] ◄───────┘
 
-``evaluate`` measures the incoming model. A site works only for an attempt that it has advertised, and so entered into
-its ledger; the other key steps run beside the local work. An edge is a data dependency; one that follows from others
-is not drawn: a value that is already there is passed as ``quote``, which Prefect does not track.
+``evaluate`` measures the incoming model. The key steps run beside the local work: a site is asked for both at once, and
+begins to work when it has advertised, and so entered the attempt into its ledger (``flows.site``). An edge is a data
+dependency; one that follows from others is not drawn: a value that is already there is passed as ``quote``, which
+Prefect does not track.
 """
 
 import time
@@ -109,7 +110,7 @@ def until_masked(training: str, context: AttemptContext) -> PrefectFuture[Surviv
         BadInput: a site's data or training are at fault.
     """
     adverts = {site: advertise.submit(training, site, quote(context)) for site in sorted(context.sites)}
-    work = start_work(training, context, adverts)
+    work = start_work(training, context)
     opened = open_roster.submit(quote(context), adverts)
     shares = {site: share.submit(training, site, opened) for site in opened.result().roster.sites}
     dealt = fill_inboxes.submit(quote(opened.result()), shares)
@@ -126,7 +127,7 @@ def plain_round(training: str, purpose: Purpose, round: int, attempt: int) -> Ou
         BadInput: a site's data or training are at fault.
     """
     context = session(training).context(purpose, round, attempt)
-    work = start_work(training, context, dict.fromkeys(context.sites))
+    work = start_work(training, context)
     submitted = {site: submit.submit(training, site, quote(context), done) for site, done in work.items()}
     added = add_submitted.submit(training, quote(context), submitted)
     total, found = added.result()
@@ -141,15 +142,10 @@ PROTOCOLS = {"secagg": secure_round, "plain": plain_round}
 """The flow of each protocol that a plan can name."""
 
 
-def start_work(
-    training: str, context: AttemptContext, adverts: Mapping[str, PrefectFuture[Asked] | None]
-) -> dict[str, list[PrefectFuture[Asked]]]:
-    """Start the local work at every invited site, once it has advertised where the protocol has it advertise."""
+def start_work(training: str, context: AttemptContext) -> dict[str, list[PrefectFuture[Asked]]]:
+    """Start the local work at every invited site."""
     works = work_of(session(training).plan, context.purpose)
-    return {
-        site: [work.submit(training, site, quote(context), advert) for work in works]
-        for site, advert in sorted(adverts.items())
-    }
+    return {site: [work.submit(training, site, quote(context)) for work in works] for site in sorted(context.sites)}
 
 
 def finish(

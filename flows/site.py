@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 Answer = tuple[Envelope, ...]
 RESUMED = 8
 """How often a round may use up the plan's attempts at a site: a coordinator that is cut off and resumed begins anew."""
+ADVERT_S = 10.0
+"""Seconds that asked work waits for this site's advert: the coordinator asks for both at once."""
 CONTENT = "content"
 """In an attempt's folder of local work: what stands for the data that it was done on."""
 
@@ -79,6 +81,7 @@ class Site:
 
     Attributes:
         failures: why local work failed last, by training; for this site's people, and for local mode.
+        advert_s: seconds that asked work waits for this site's advert in the same attempt.
         record: the site's log for its data steward.
     """
 
@@ -103,6 +106,9 @@ class Site:
         self._workshops = workshops or in_process
         self._settings = settings
         self._at_work = threading.Lock()
+        self.advert_s = ADVERT_S
+        self._advertising = threading.Condition()
+        self._refused_advert = ""
         self.failures: dict[str, str] = {}
         self._log = logging.getLogger(f"fedseal.site.{self.identity.name}")
         self.record = SiteLog(vault.folder)
@@ -252,6 +258,8 @@ class Site:
         plan = agreed.plan
         if step not in steps_of(plan, context.purpose):
             raise Refused(self.identity.name, step, f"a sum of the {context.purpose} takes no such work")
+        if plan.protection.protocol != "plain":
+            self._await_advert(context)
         self._check_current(context, plan, step)
         model = self._model(context, agreed)
         ends = began + min(plan.deadlines.train_s, self._policy.max_train_s)
@@ -263,6 +271,14 @@ class Site:
         if plan.protection.timing == "fixed":
             time.sleep(max(0.0, ends - time.monotonic()))
         return (self._reply(request, "done", Done()),)
+
+    def _await_advert(self, context: AttemptContext) -> None:
+        """Wait until this site has advertised in an attempt, has refused to, or was not asked to for too long."""
+        with self._advertising:
+            self._advertising.wait_for(
+                lambda: self._refused_advert == context.digest or self.vault.find(context.digest) is not None,
+                self.advert_s,
+            )
 
     def _check_current(self, context: AttemptContext, plan: Plan, step: str) -> None:
         """Refuse work for an attempt that is over, or that this site has not advertised."""
@@ -389,7 +405,19 @@ class Site:
         return values
 
     def _advertise(self, request: Envelope) -> Answer:
+        """Advertise, and let the work go on that waits for it."""
         context = self._open(AskAdvertise, request, lambda ask: ask.context.digest).context
+        refused = context.digest
+        try:
+            answer = self._enter(request, context)
+            refused = ""
+            return answer
+        finally:
+            with self._advertising:
+                self._refused_advert = refused
+                self._advertising.notify_all()
+
+    def _enter(self, request: Envelope, context: AttemptContext) -> Answer:
         agreed = self._agreed_context(context, "advertise")
         plan, chosen = agreed.plan, self._as_of_now(agreed)
         charge = charge_of(plan, context.purpose, context.segments, context.noise, chosen.group)

@@ -131,21 +131,21 @@ class Concluded:
 
 
 @step("moments[{site}]")
-def moments(training: str, site: str, context: AttemptContext, advert: Asked | None) -> Any:
+def moments(training: str, site: str, context: AttemptContext) -> Any:
     """Have a site sum its features' moments."""
-    return work_at(training, site, "moments", context, advert)
+    return work_at(training, site, "moments", context)
 
 
 @step("train[{site}]")
-def train(training: str, site: str, context: AttemptContext, advert: Asked | None) -> Any:
+def train(training: str, site: str, context: AttemptContext) -> Any:
     """Have a site train on the incoming model."""
-    return work_at(training, site, "train", context, advert)
+    return work_at(training, site, "train", context)
 
 
 @step("evaluate[{site}]")
-def evaluate(training: str, site: str, context: AttemptContext, advert: Asked | None) -> Any:
+def evaluate(training: str, site: str, context: AttemptContext) -> Any:
     """Have a site evaluate the incoming model."""
-    return work_at(training, site, "evaluate", context, advert)
+    return work_at(training, site, "evaluate", context)
 
 
 @step("advertise[{site}]")
@@ -370,13 +370,11 @@ def ask_after(work: list[Asked], training: str, site: str, name: str, context: s
     return ask(training, site, name, context, body, max(done.seconds for done in work))
 
 
-def work_at(training: str, site: str, name: str, context: AttemptContext, advert: Asked | None) -> Any:
-    """Have a site do local work for an attempt that it has advertised, and check that it says so.
+def work_at(training: str, site: str, name: str, context: AttemptContext) -> Any:
+    """Have a site do local work for an attempt, once it has advertised in it, and check that it says so.
 
     The site ends its work after ``train_s`` by itself; its answer has the time of a step beyond that.
     """
-    if advert is not None and isinstance(advert.answer, Absent):
-        return named(Asked(replace(advert.answer), 0.0))
     live = session(training)
     deadline_s = live.plan.deadlines.train_s + live.plan.deadlines.step_s
     asked = Asked(*live.ask(site, name, context.digest, AskWork(context), deadline_s))

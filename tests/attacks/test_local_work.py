@@ -2,8 +2,10 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from flows.local_work import LocalWork
 from flows.messages import AskFinish, AskWork, join_context
 from flows.model import GlobalModel, shelf
+from flows.settings import SettingsError
 from flows.site import RESUMED
 from flows.workshop import WorkOrder
 from ml_tasks.tabular import Standardisation
@@ -31,11 +34,36 @@ def work(run: Trial, step: str, number: int = 1, attempt: int = 1) -> str:
 def test_no_work_is_done_for_an_attempt_that_was_not_advertised_and_nothing_is_kept(tmp_path: Path) -> None:
     with trial(tmp_path, plan_for("Bare")) as run:
         assert join(run, "ann").kind == "joined"
+        run.local.sites.sites["ann"].advert_s = 0.0
         for attempt in range(1, 20):
             context = run.live.context("training", 1, attempt)
             said = refusal(send(run, "ann", "train", context.digest, AskWork(context)))
             assert said == "this site has not advertised in this context"
         assert not list((run.local.sites.sites["ann"].vault.folder / "work").rglob("*.npz"))
+
+
+def test_work_that_is_asked_first_waits_for_the_advert_and_for_no_refused_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable() -> NoReturn:
+        raise SettingsError("site.toml: no such file")
+
+    with trial(tmp_path, plan_for("Bare")) as run, ThreadPoolExecutor() as threads:
+        assert join(run, "ann").kind == "joined"
+        ann = run.local.sites.sites["ann"]
+        ann.advert_s = 60.0
+        for number in (1, 2):
+            good = run.live.context("training", number, 1)
+            early = threads.submit(send, run, "ann", "train", good.digest, AskWork(good))
+            assert not wait([early], timeout=1).done
+            assert send(run, "ann", "advertise", good.digest, AskAdvertise(good)).kind == "advert"
+            assert early.result(timeout=30).kind == "done"
+        bad = run.live.context("training", 2, 2)
+        monkeypatch.setattr(ann, "_settings", unreadable)
+        early = threads.submit(send, run, "ann", "train", bad.digest, AskWork(bad))
+        assert not wait([early], timeout=1).done
+        assert "settings" in refusal(send(run, "ann", "advertise", bad.digest, AskAdvertise(bad)))
+        assert "has not advertised" in refusal(early.result(timeout=30))
 
 
 def test_work_ends_when_its_time_is_over_and_the_answer_is_the_same(tmp_path: Path) -> None:

@@ -208,6 +208,7 @@ class World:
         self._folder = folder / "exchange"
         policy = Policy(tasks=[plan.task], max_train_s=30.0)
         site = Site(self.vault, CONSORTIUM, self.exchange, {"play": DataSet()}, policy, only="play")
+        site.advert_s = 0.0  # requests are answered one at a time here: none that comes later can be waited for
         self.seat = Seat(site, "play", self, RUNS[0], RUNS[1], self.exchange, 3600.0)  # type: ignore[arg-type]
         self.adverts: dict[str, tuple[AttemptContext, Envelope]] = {}
         self.dealt: dict[str, tuple[str, tuple[Envelope, ...]]] = {}

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -103,6 +104,23 @@ def test_a_server_that_is_away_does_not_end_a_worker_and_one_that_refuses_does(
     with pytest.raises(httpx.HTTPStatusError):
         asyncio.run(worker.get_and_submit_flow_runs())
     assert capsys.readouterr().err.count("the Prefect server is away") == 2, "once for each time that it was away"
+
+
+def test_a_worker_that_is_stopped_while_it_starts_says_nothing_of_it(tmp_path: Path) -> None:
+    """Its first words to the server are not answered: a server that accepts, and says nothing."""
+    serve = "from deploy.worker import SiteWorker, serve; import pathlib, sys; "
+    serve += "serve(SiteWorker(pathlib.Path(sys.argv[1]), 'site-north', 'north', lambda run: None, limit=1))"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_LOGGING_LEVEL": "ERROR"}
+        words = [sys.executable, "-c", serve, str(tmp_path)]
+        with subprocess.Popen(words, env=environment, stderr=subprocess.PIPE, text=True) as worker:
+            silent.settimeout(60)
+            with silent.accept()[0]:
+                time.sleep(0.5)
+                worker.terminate()
+                _, said = worker.communicate(timeout=30)
+    assert (worker.returncode, said) == (0, "")
 
 
 def test_of_a_flood_of_runs_no_more_are_started_than_the_limit_says(

@@ -27,7 +27,6 @@ def intended(work: tuple[str, ...], last: str, u1: tuple[str, ...], u2: tuple[st
     """The edges of a round in which U1, U2 and U3 took part."""
     return {
         *((f"advertise[{site}]", "roster") for site in SITES),
-        *((f"advertise[{site}]", f"{step}[{site}]") for step, site in product(work, SITES)),
         *(("roster", f"share[{site}]") for site in u1),
         *((f"share[{site}]", "inboxes") for site in u1),
         *(("inboxes", f"mask[{site}]") for site in u2),
