@@ -18,5 +18,10 @@ SERVER_SETTINGS = {
 
 
 def home() -> Path:
-    """Where what is run on this machine is kept: ``$FEDSEAL_HOME``, by default ``~/.fedseal``."""
-    return Path(os.environ.get("FEDSEAL_HOME", Path.home() / ".fedseal"))
+    """Where what is run on this machine is kept: ``$FEDSEAL_HOME``, by default ``~/.fedseal``.
+
+    Raises:
+        RuntimeError: there is no such user's home.
+    """
+    named = os.environ.get("FEDSEAL_HOME")
+    return Path(named).expanduser() if named else Path.home() / ".fedseal"

@@ -4,25 +4,28 @@ Exit codes: 0 done; 1 failed; 2 refused or bad input, with one line that says wh
 """
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from deploy import EXAMPLE, SERVER_SETTINGS, home
+from deploy import EXAMPLE, SERVER_SETTINGS, ending, home, machine
 
 # Read by Prefect when it is first imported, which the commands below do; what the operator has set stays.
 for name, value in {
     **SERVER_SETTINGS,
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors reach the terminal as one line of ours
-    # A new database was seen to take 25 s; Prefect gives up after 20.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }.items():
     os.environ.setdefault(name, value)
 
 from deploy import author, coordinator, site, steward  # noqa: E402, F401 - after the settings; steward adds to site
+
+STARTING = "Starting. The first time takes longer: a Prefect server makes its database."
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 consortium_app = typer.Typer(no_args_is_help=True, help="The file that says who is who.")
@@ -59,16 +62,20 @@ def run(
     ] = False,
 ) -> None:
     """Run a federated training on this machine: every site in this process, each with its own keys and vault."""
-    from deploy import run as runs
+    print(STARTING, file=sys.stderr, flush=True)
+    with fitting():
+        machine.check_home()
+        machine.named_server()  # before anything else imports Prefect, which fails where its settings do
+        from deploy import run as runs
 
-    options = runs.Options(data, json, baselines, accept_code=accept_code, sandbox=sandbox)
-    try:
-        if resume is None:
-            runs.start(plan, tuple(overrides or ()), options)
-        else:
-            runs.resume(resume, plan, tuple(overrides or ()), options)
-    except runs.Failure as failure:
-        raise site.fail(failure, failure.exit_code) from None
+        options = runs.Options(data, json, baselines, accept_code=accept_code, sandbox=sandbox)
+        try:
+            if resume is None:
+                runs.start(plan, tuple(overrides or ()), options)
+            else:
+                runs.resume(resume, plan, tuple(overrides or ()), options)
+        except runs.Failure as failure:
+            raise site.fail(failure, failure.exit_code) from None
 
 
 @app.command("plan")
@@ -156,9 +163,24 @@ def check_consortium(file: Annotated[Path, typer.Argument(help="A consortium fil
         print(f"{party:<37} {fingerprint(key)}")
 
 
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Turn what is wrong with this machine into one line."""
+    try:
+        yield
+    except machine.Unfit as unfit:
+        raise site.fail(unfit, unfit.exit_code) from None
+
+
 def main() -> None:
     """The console script."""
-    app()
+    ending.listen()
+    with ending.one_line_at_most():
+        try:
+            machine.prepare()
+        except machine.Unfit as unfit:
+            sys.exit(site.fail(unfit).exit_code)
+        app()
 
 
 if __name__ == "__main__":

@@ -4,22 +4,27 @@ import json
 import secrets
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL
+from prefect import tags
 from pydantic import ValidationError
 from safetensors.torch import save
 
-from deploy import EXAMPLE, home
+from deploy import EXAMPLE, home, machine
+from deploy.ending import if_ended
+from deploy.reporting import prefect_server, settle, tell_interrupted
 from deploy.show import Screen, plot_metrics
 from flows.checkpoint import Checkpoint, CheckpointError
 from flows.code_digest import CodeRule, check_same_code, with_code, without_code
@@ -36,6 +41,7 @@ from flows.report import Report
 from flows.sandbox.parent import Rules
 from flows.sandbox.sandboxed import SandboxedWorkshops
 from flows.session import Session, opened
+from flows.settings import SettingsError
 from flows.tables import first_model, tables_of
 from flows.workshop import WorkFailed, Workshops
 from ml_tasks.averaging import load_vector, vector_parts
@@ -50,6 +56,9 @@ from protocols.files import write_whole
 from protocols.receipt import Tensor, sign_receipt
 
 FAILED, REFUSED = 1, 2
+TERMINAL = Path("-")
+
+Result = TypeVar("Result")
 
 
 class Failure(Exception):
@@ -86,10 +95,21 @@ def start(path: Path | None, overrides: tuple[str, ...], options: Options) -> No
     """Start the training of a plan in a new folder.
 
     Raises:
-        Failure: whatever went wrong, as one line and an exit code; bad input before the first round leaves no folder.
+        Failure, Unfit: whatever went wrong, as one line and an exit code; bad input leaves no folder.
     """
     plan, task, vector = prepare(lambda: with_code(read_plan(path or EXAMPLE, overrides)), options)
-    workshops = check_data(plan, options)
+    with prefect_server() as answers:
+        workshops = check_data(plan, options)
+        answers()
+        begin(plan, task, vector, options, workshops)
+
+
+def begin(plan: Plan, task: Task, vector: NDArray[np.float32], options: Options, workshops: Workshops) -> None:
+    """Make a run's folder, and train.
+
+    Raises:
+        Failure: as ``start``.
+    """
     training = f"{plan.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     folder = runs_folder() / training
     folder.mkdir(parents=True)
@@ -109,6 +129,7 @@ def resume(folder: Path, path: Path | None, overrides: tuple[str, ...], options:
     Raises:
         Failure: as ``start``; the folder stays as it is.
     """
+    check_whole(folder)
 
     def stored() -> Plan:
         try:
@@ -126,7 +147,30 @@ def resume(folder: Path, path: Path | None, overrides: tuple[str, ...], options:
         checkpoint = Checkpoint.resume(folder / "checkpoint", plan, parameters=vector.size, features=len(task.features))
     except CheckpointError as error:
         raise Failure(str(error), REFUSED) from None
-    train(folder, plan, task, checkpoint, options, check_data(plan, options))
+    if checkpoint.record("evaluation", plan.rounds + 1) is not None and (folder / "receipt.json").exists():
+        checkpoint.close()
+        print(f"This training is finished: model, report and receipt are in {folder}", file=sys.stderr)
+        return
+    with prefect_server() as answers:
+        workshops = check_data(plan, options)
+        answers()
+        train(folder, plan, task, checkpoint, options, workshops)
+
+
+def check_whole(folder: Path) -> None:
+    """See that no party's vault is missing from a run: it would be made anew, in silence and with other keys.
+
+    Raises:
+        Failure: with exit code 2: a party's vault is not there, and another's is.
+    """
+    try:
+        sites = json.loads((folder / "plan.json").read_bytes())["sites"]
+    except (OSError, ValueError, KeyError):
+        return  # no run, or none of ours: said by who reads its plan
+    vaults = [folder / "coordinator", *(folder / "sites" / site for site in sites)]
+    missing = [vault for vault in vaults if not (vault / "vault.sqlite").exists()]
+    if missing and len(missing) < len(vaults):
+        raise Failure(f"{missing[0]}: its vault is not there: put it back; with new keys it would be another", REFUSED)
 
 
 def check_resumed_code(plan: Plan) -> None:
@@ -145,11 +189,11 @@ def prepare(read: Callable[[], Plan], options: Options) -> tuple[Plan, Task, NDA
     """Check everything that can be checked before anything runs; gives plan, task and the model's first vector.
 
     Raises:
-        Failure: with exit code 2, or 1 where the server does not answer.
+        Failure, Unfit: with exit code 2.
     """
     plan, task, vector = check_plan(read)
     check_paths(task, options)
-    check_server()
+    machine.check_files(len(plan.sites))
     return plan, task, vector
 
 
@@ -217,7 +261,14 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
     """
     screen, training = Screen(plan, task, folder), checkpoint.progress.training
     code: CodeRule = "any" if options.accept_code else "named"
-    with closing(checkpoint), closing(open_consortium(folder, plan, options.data, workshops, code)) as local:
+    again = shlex.join(
+        ["fedseal", "run", "--resume", str(folder)] + (["--data", str(options.data)] if options.data else [])
+    )
+    try:
+        consortium = open_consortium(folder, plan, options.data, workshops, code)
+    except SettingsError as error:
+        raise Failure(str(error), REFUSED) from None
+    with closing(checkpoint), closing(consortium) as local:
         live = Session(
             training,
             plan,
@@ -230,12 +281,16 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
             screen.finished,
         )
         try:
-            with opened(live), screen, patient_engine(0):
-                report = federated_training(plan, training)
+            with (
+                opened(live),
+                screen,
+                patient_engine(0),
+                tags(training),
+                if_ended(f"go on with: {again}", partial(tell_interrupted, training)),
+            ):
+                report = beside(partial(federated_training, plan, training))
         except (BelowThreshold, Unfinished) as error:
-            again = ["fedseal", "run", "--resume", str(folder)]
-            again += ["--data", str(options.data)] if options.data else []
-            raise Failure(f"{error}. Go on with: {shlex.join(again)}", FAILED) from None
+            raise Failure(f"{error}. Go on with: {again}", FAILED) from None
         except (BadInput, Refused, CheckpointError) as error:
             raise Failure(str(error), REFUSED) from None
         except TooManyFailed as error:
@@ -246,11 +301,24 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
     save_model(folder / report.model, task, checkpoint.model)
     write_receipt(folder / report.receipt, live)
     shutil.rmtree(folder / "exchange", ignore_errors=True)
-    write_report(folder, report, {}, options.json)
+    write_report(folder, report, {}, None)
     compared = compare(plan, task, options.data) if options.baselines else {}
     write_report(folder, report, compared, options.json)
     plot_metrics(folder / "metrics.png", report)
     screen.summary(report, compared)
+    settle(training)
+
+
+def go_on(folder: Path, options: Options) -> str:
+    """The command that takes a run up again."""
+    data = ["--data", str(options.data)] if options.data else []
+    return shlex.join(["fedseal", "run", "--resume", str(folder), *data])
+
+
+def beside(do: Callable[[], Result]) -> Result:
+    """Do something in another thread, in this one's context: this one hears signals at once, and Prefect takes none."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(copy_context().run, do).result()
 
 
 def check_rings(plan: Plan, task: Task, parameters: int) -> None:
@@ -267,29 +335,15 @@ def check_paths(task: Task, options: Options) -> None:
     """Look at the paths that were given before anything runs.
 
     Raises:
-        Failure: with exit code 2.
+        Failure, Unfit: with exit code 2.
     """
     data, json_path = options.data, options.json
     if task.needs_data and data is None:
         raise Failure(f"the task {task.title} needs its data: name the folder with --data DIR", REFUSED)
     if data is not None and not data.is_dir():
         raise Failure(f"--data {data}: there is no such folder", REFUSED)
-    if json_path is not None and (json_path.is_dir() or not json_path.absolute().parent.is_dir()):
-        raise Failure(f"--json {json_path}: this file cannot be written there", REFUSED)
-
-
-def check_server() -> None:
-    """Where a Prefect server is configured, see that it answers.
-
-    Raises:
-        Failure: with exit code 1.
-    """
-    if url := PREFECT_API_URL.value():
-        with get_client(sync_client=True) as client:
-            if client.api_healthcheck() is not None:
-                raise Failure(
-                    f"the Prefect server at {url} does not answer: start it, or unset PREFECT_API_URL", FAILED
-                )
+    if json_path is not None and not is_stream(json_path):
+        machine.check_file(json_path, "--json")
 
 
 def runs_folder() -> Path:
@@ -342,8 +396,20 @@ def write_receipt(path: Path, live: Session) -> None:
 
 
 def write_report(folder: Path, report: Report, compared: dict[str, Any], json_path: Path | None) -> None:
-    """Write the report into the run's folder, and where ``--json`` says."""
+    """Write the report into the run's folder, and where ``--json`` says; what fails there is only said."""
     text = json.dumps(report.to_json() | {"baselines": compared, "folder": str(folder)}, indent=2) + "\n"
-    for path in (folder / "report.json", json_path):
-        if path is not None:
-            write_whole(path, text.encode())
+    write_whole(folder / "report.json", text.encode())
+    try:
+        if json_path == TERMINAL:
+            print(text, end="")
+        elif json_path is not None and is_stream(json_path):
+            json_path.write_text(text, encoding="utf-8")
+        elif json_path is not None:
+            write_whole(json_path, text.encode())
+    except OSError as error:
+        print(f"fedseal: --json {json_path}: {error.strerror}: the report is in {folder}", file=sys.stderr)
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a path is no plain file's, which can be replaced, but the terminal's, a device's, a pipe's or a link."""
+    return path == TERMINAL or path.is_symlink() or (path.exists() and not path.is_file() and not path.is_dir())

@@ -293,9 +293,13 @@ def _hold_alone(folder: Path) -> IO[str]:
     lock = (folder / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         lock.close()
-        raise CheckpointError(f"{folder}: another process runs this training: wait for it, or end it") from None
+        if not isinstance(error, BlockingIOError):
+            why = f"its file system keeps no locks ({error.strerror}): take a folder on another one"
+        else:
+            why = "another process runs this training: wait for it, or end it"
+        raise CheckpointError(f"{folder}: {why}") from None
     return lock
 
 

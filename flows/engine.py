@@ -16,7 +16,7 @@ import httpx
 from prefect import Flow, Task
 from prefect.client.orchestration import PrefectClient, SyncPrefectClient
 from prefect.client.schemas.objects import TaskRunResult
-from prefect.context import FlowRunContext, SyncClientContext, TaskRunContext
+from prefect.context import FlowRunContext, SyncClientContext, TagsContext, TaskRunContext
 from prefect.flow_engine import run_flow
 from prefect.states import Pending
 
@@ -116,6 +116,10 @@ def run_inside(flow: Flow[..., Result], parameters: dict[str, Any]) -> Result:
             task_inputs={"__parents__": [TaskRunResult(id=around.task_run.id)]} if around else None,
         )
         run = context.client.create_flow_run(
-            flow, parameters=flow.serialize_parameters(parameters), state=Pending(), parent_task_run_id=place.id
+            flow,
+            parameters=flow.serialize_parameters(parameters),
+            state=Pending(),
+            parent_task_run_id=place.id,
+            tags=TagsContext.get().current_tags,
         )
         return cast(Callable[..., Result], run_flow)(flow, flow_run=run, parameters=parameters)

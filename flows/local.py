@@ -5,6 +5,7 @@ and its answer pass as text, so that nothing but what the wire would carry gets 
 """
 
 import queue
+import sqlite3
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from flows.exchange import Exchange
 from flows.logs import keep_log
 from flows.plan import Plan
 from flows.policy import Policy
+from flows.settings import SettingsError
 from flows.site import Answer, Site, in_process
 from flows.workshop import Workshop, Workshops
 from protocols.keys import Consortium, Identity
@@ -99,6 +101,9 @@ def open_consortium(
         data: where every site finds its data set.
         workshops: makes the sites' workshops.
         code: whether the sites compare the code that the plan names.
+
+    Raises:
+        SettingsError: a vault cannot be opened.
     """
     vaults = {site: _open_vault(folder / "sites" / site, site) for site in plan.sites}
     keeper = _open_vault(folder / "coordinator", COORDINATOR)
@@ -130,7 +135,10 @@ def prefer(plan: Plan, made: Mapping[str, Workshop], otherwise: Workshops) -> Wo
 
 
 def _open_vault(folder: Path, name: str) -> Vault:
-    vault = Vault(folder)
+    try:
+        vault = Vault(folder)
+    except (OSError, sqlite3.DatabaseError) as error:
+        raise SettingsError(f"{folder}: cannot be used ({error}): see to its disk, or put it back") from None
     if not vault.has_identity:
         vault.keep_identity(Identity.generate(name))
     return vault

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from deploy import EXAMPLE
+from deploy.cli import STARTING
 from deploy.price import price
 from flows.plan import read_plan
 from ml_tasks.averaging import load_vector, to_vector
@@ -110,7 +111,8 @@ def test_the_console_script_and_its_exit_code_work_from_another_folder(home: Pat
     command = [Path(sys.executable).parent / "fedseal", "run", "nowhere.toml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
-    assert done.stderr == "fedseal: nowhere.toml: cannot be read (No such file or directory): give the path of a plan\n"
+    said = "fedseal: nowhere.toml: cannot be read (No such file or directory): give the path of a plan\n"
+    assert done.stderr == f"{STARTING}\n{said}"
     assert done.stdout == ""
 
 
