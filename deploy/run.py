@@ -39,7 +39,7 @@ from flows.sandbox.parent import Rules
 from flows.sandbox.sandboxed import SandboxedWorkshops
 from flows.session import Session, opened
 from flows.tables import first_model, tables_of
-from flows.task_errors import in_full, place
+from flows.task_errors import in_full
 from flows.workshop import Checked, WorkFailed, Workshops
 from ml_tasks.averaging import vector_parts
 from ml_tasks.baselines import baseline, pool
@@ -172,7 +172,7 @@ def check_plan(read: Callable[[], Plan]) -> tuple[Plan, Task, NDArray[np.float32
     """
     try:
         plan = read()
-        task = load_task(plan.task)
+        task = import_task(plan)
         vector = first_vector(task, plan)
         check_saving(task, plan, vector)
         check_rings(plan, task, vector.size)
@@ -182,9 +182,20 @@ def check_plan(read: Callable[[], Plan]) -> tuple[Plan, Task, NDArray[np.float32
     except DataError as error:
         raise Failure(f"task {plan.task}: {error}", REFUSED) from None
     except (PlanError, RingTooSmall) as error:
-        where = place(error.__cause__, plan.task) if error.__cause__ else ""
-        raise Failure(f"{error} ({where})" if where else str(error), REFUSED) from None
+        raise Failure(str(error), REFUSED) from None
     return plan, task, vector
+
+
+def import_task(plan: Plan) -> Task:
+    """The plan's task.
+
+    Raises:
+        PlanError: it does not import, with the line of it where that failed.
+    """
+    try:
+        return load_task(plan.task)
+    except PlanError as error:
+        raise PlanError(in_full(error, plan.task)) from None
 
 
 def first_vector(task: Task, plan: Plan) -> NDArray[np.float32]:

@@ -30,6 +30,8 @@ def place(error: BaseException, task: str) -> str:
         error: as it was caught.
         task: import path of the task, whose package is the author's wherever it is installed.
     """
+    if isinstance(error, PlanError) and error.__cause__ is not None:  # of a task that does not import
+        error = error.__cause__
     if isinstance(error, DataError | PlanError):
         return ""
     package = task.partition(":")[0].partition(".")[0]
@@ -66,6 +68,6 @@ def _is_authors(module: str, file: str, package: str) -> bool:
 
 
 def _short(file: str) -> str:
-    """A file's path from the working folder where it lies in there."""
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else file
+    """A file's path from the working folder where it lies in there; a locked child stands in the root."""
+    path, here = Path(file), Path.cwd()
+    return str(path.relative_to(here)) if here != Path("/") and path.is_relative_to(here) else file
