@@ -277,12 +277,12 @@ def each_once(reasons: Mapping[str, str]) -> str:
 def empty_parts(found: Mapping[str, Checked]) -> list[str]:
     """Warn of sites that add nothing to a sum, and of metrics that will be of nothing."""
     lines = []
-    for part, lacks in (("train", "adds nothing to the model"), ("test", "adds nothing to the final metrics")):
+    for part, use, result in (("train", "train on", "model"), ("test", "be tested on", "final metrics")):
         empty = [site for site, checked in found.items() if not checked.examples[part]]
         if part == "test" and len(empty) == len(found):
-            lines.append("no site has a test example: the final evaluation will have no metrics")
+            lines.append("no site has an example to be tested on: there will be no final metrics")
         elif empty:
-            lines.append(f"{', '.join(empty)}: no {part} examples: this {lacks}")
+            lines.append(f"{', '.join(empty)}: no examples to {use}: this adds nothing to the {result}")
     return lines
 
 

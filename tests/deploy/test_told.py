@@ -96,8 +96,8 @@ def test_a_model_that_no_site_takes_is_refused_with_the_limit_and_its_setting(
 def test_sites_that_add_nothing_are_named_before_the_training(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     runs.check_data(read_plan(plan(tmp_path, "NoTestExamples")), runs.Options(None, None, False))
     assert capsys.readouterr().err.splitlines() == [
-        "fedseal: bob: no train examples: this adds nothing to the model",
-        "fedseal: no site has a test example: the final evaluation will have no metrics",
+        "fedseal: bob: no examples to train on: this adds nothing to the model",
+        "fedseal: no site has an example to be tested on: there will be no final metrics",
     ]
 
 
