@@ -242,7 +242,8 @@ def check_data(plan: Plan, options: Options) -> Workshops:
             check_size(workshop.describe(plan.deadlines.train_s).parameters)
             found[site] = workshop.check(plan.deadlines.train_s)
         except WorkFailed as error:  # what fails at one would at the others
-            raise Failure(f"{site}: task {plan.task}: {error.in_full}: mend the task", REFUSED) from None
+            mend = "" if error.in_full == str(error) else ": mend the task"
+            raise Failure(f"{site}: task {plan.task}: {error.in_full}{mend}", REFUSED) from None
     if wrong := {site: checked.wrong[0] for site, checked in found.items() if checked.wrong}:
         raise Failure(each_once(wrong), REFUSED)
     if not any(checked.examples["train"] for checked in found.values()):

@@ -94,10 +94,12 @@ class Sandboxed:
         reasons, examples = words.get("reasons"), words.get("examples")
         if not isinstance(reasons, list) or not isinstance(examples, dict):
             raise self._lied("no reasons")
+        if not reasons and not {"train", "test"} <= examples.keys():
+            raise self._lied("no numbers of examples")
         try:
             return Checked(tuple(map(str, reasons)), {str(part): int(number) for part, number in examples.items()})
         except (TypeError, ValueError, OverflowError):
-            raise self._lied("what counts no examples") from None
+            raise self._lied("no numbers of examples") from None
 
     def work(self, order: WorkOrder, limit_s: float) -> Worked:
         """As ``Workshop``."""
