@@ -113,7 +113,7 @@ def submit(
 @app.command()
 def up(
     sites: Annotated[int, typer.Option(help="How many sites.", min=3, max=40)] = 4,
-    port: Annotated[int, typer.Option(help="Port of the Prefect server on loopback.")] = 4200,
+    port: Annotated[int, typer.Option(help="Port of the Prefect server on loopback.", min=1, max=65535)] = 4200,
     folder: Annotated[Path | None, typer.Option(help="Where all parties live; default: $FEDSEAL_HOME/up.")] = None,
 ) -> None:
     """Run a server, sites and a coordinator on this machine, with the UI; Ctrl-C ends all of them."""

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploy import EXAMPLE
+from deploy.alone import alone
 from deploy.site import DEFAULT_TASKS, fail, found, once_there, one_line
-from flows.settings import COORDINATOR_FILE, CoordinatorFolder, SettingsError
+from flows.settings import COORDINATOR_FILE, CoordinatorFolder
 from protocols.messages import COORDINATOR
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def serve(
     from prefect.utilities.callables import parameter_schema
     from pydantic import Field
 
-    from deploy.worker import CoordinatorWorker, register, serve, serve_alone
+    from deploy.worker import CoordinatorWorker, register, serve
     from flows.authors import first_template
     from flows.plan import Plan, PlanError, read_plan
     from flows.settings import COORDINATOR_POOL, TRAINING, TRAINING_DEPLOYMENT
@@ -86,10 +87,7 @@ def serve(
     except PlanError as error:
         raise fail(error) from None
     with one_line():
-        try:
-            lock = serve_alone(folder)
-        except OSError:
-            raise SettingsError(f"{folder}: another fedseal coordinator serve is running for it") from None
+        lock = alone(folder, "serving", "fedseal coordinator serve")
     schema = parameter_schema(form).model_dump_for_openapi()
     about = "Train a model across sites that keep their data. Fill in the plan; every site decides if it takes part."
     once_there(

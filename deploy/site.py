@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.alone import alone
 from flows.pauses import pauses
 from flows.sandbox.host import layers
 from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
@@ -152,15 +153,12 @@ def serve(
         site.check_identity(vault.identity, site.consortium)
         site.open_exchange()
     os.environ.update(site.prefect.environment)
-    from deploy.worker import Parameters, SiteWorker, register, serve, serve_alone
+    from deploy.worker import Parameters, SiteWorker, register, serve
     from flows.logs import keep_log
     from flows.settings import PARTICIPATE, pool_of
 
     with one_line():
-        try:
-            lock = serve_alone(folder)
-        except OSError:
-            raise SettingsError(f"{folder}: another fedseal site serve is running for it") from None
+        lock = alone(folder, "serving", "fedseal site serve")
     keep_log("fedseal", folder / "site.log")
     pool, limit = pool_of(site.name), site.policy.max_trainings
     description = f"The part of {site.name} in a training. Cancel one to withdraw."
