@@ -1,4 +1,4 @@
-"""``fedseal coordinator`` and ``fedseal submit``: found and serve the coordinator, start a training (SPEC 6.8)."""
+"""``fedseal coordinator`` and ``fedseal submit``: set up and serve the coordinator, start a training (SPEC 6.8)."""
 
 import os
 import sys
@@ -9,14 +9,15 @@ import typer
 
 from deploy import EXAMPLE
 from deploy.alone import alone
-from deploy.site import DEFAULT_TASKS, fail, found, once_there, one_line
+from deploy.founding import check_exchange, check_server, check_tasks, found
+from deploy.site import DEFAULT_TASKS, fail, once_there, one_line
 from flows.settings import COORDINATOR_FILE, CoordinatorFolder
 from protocols.messages import COORDINATOR
 
 if TYPE_CHECKING:
     from flows.plan import Plan
 
-app = typer.Typer(no_args_is_help=True, help="Found and serve the coordinator.")
+app = typer.Typer(no_args_is_help=True, help="Set up and run the coordinator, which starts trainings.")
 
 Folder = Annotated[Path, typer.Option("--folder", help="The coordinator's folder.", envvar="FEDSEAL_COORDINATOR")]
 HERE = Path("coordinator")
@@ -41,19 +42,25 @@ url = "{exchange}"
 
 @app.command()
 def init(
-    prefect: Annotated[str, typer.Option(help="URL of the Prefect API.")],
-    exchange: Annotated[str, typer.Option(help="fsspec URL of the exchange.")],
+    prefect: Annotated[str, typer.Option(help="URL of the Prefect API, as in https://prefect.example/api.")],
+    exchange: Annotated[str, typer.Option(help="URL of the exchange, as in s3://BUCKET/PREFIX or file:///FOLDER.")],
     folder: Folder = HERE,
-    task: Annotated[list[str] | None, typer.Option(help="A task that plans may name, module:Class.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task that plans may name, module:Class; can be given several times.")
+    ] = None,
 ) -> None:
     """Make the coordinator's folder: key and coordinator.toml; print its entry for consortium.toml."""
     tasks = "[" + ", ".join(f'"{path}"' for path in task or DEFAULT_TASKS) + "]"
-    text = TEMPLATE.format(tasks=tasks, prefect=prefect, exchange=exchange)
     with one_line():
+        check_server(prefect)
+        missing = check_exchange(exchange)
+        check_tasks(task or ())
+        text = TEMPLATE.format(tasks=tasks, prefect=prefect, exchange=exchange)
         public = found(folder, COORDINATOR_FILE, text, COORDINATOR)
-        CoordinatorFolder.read(folder)
     print(f'[coordinator]\nkey = "{public}"')
     print(f"Put this into consortium.toml, with every site's line, and the file into {folder}.", file=sys.stderr)
+    if missing:
+        print(f"warning: the exchange cannot be used yet: {missing}", file=sys.stderr)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``fedseal site``: found a site, serve it, and decide what it takes part in (SPEC 6.8)."""
+"""``fedseal site``: set up a site, serve it, and decide what it takes part in (SPEC 6.8)."""
 
 import os
 import sqlite3
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.alone import alone
+from deploy.founding import check_exchange, check_name, check_server, check_tasks, found, read_data_sets
 from flows.pauses import pauses
 from flows.sandbox.host import layers
 from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
 from flows.site_log import SiteLog
 from protocols.consortium import fingerprint
 from protocols.errors import Refused
-from protocols.keys import Identity
 from protocols.ledger import EMPTY_LEDGER, LedgerEntry, charges, check_chain, same_content
 from protocols.vault import Vault
 
@@ -33,7 +33,10 @@ SHOWN_FAILURES = 10
 DELTA = 1e-5
 """At which epsilon is shown for a data set without a budget."""
 
-app = typer.Typer(no_args_is_help=True, help="Found and serve a site.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Set up and run a site: what it allows, what it has done, and its data steward's decisions.",
+)
 
 Folder = Annotated[Path, typer.Option("--folder", help="The site's folder.", envvar="FEDSEAL_SITE")]
 HERE = Path("site")
@@ -86,59 +89,44 @@ def one_line() -> Iterator[None]:
         raise fail(f"{error}: see to the folder's disk and its owner", 1) from None
 
 
-def found(folder: Path, file: str, text: str, name: str) -> str:
-    """Write a party's file and make its vault and key; gives the public key.
-
-    Raises:
-        SettingsError: there is one already, or the folder cannot be written.
-    """
-    path = folder / file
-    if path.exists():
-        raise SettingsError(f"{path}: is there already: name another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
-        path.write_text(text, encoding="utf-8")
-        vault = Vault(folder / "vault")
-    except OSError as error:
-        raise SettingsError(f"{folder}: cannot be written ({error.strerror})") from None
-    if not vault.has_identity:
-        vault.keep_identity(Identity.generate(name))
-    public = vault.identity.public
-    vault.close()
-    return public
-
-
 @app.command()
 def init(
     name: Annotated[str, typer.Argument(help="The site's name: a-z, 0-9 and -.")],
-    prefect: Annotated[str, typer.Option(help="URL of the Prefect API.")],
-    exchange: Annotated[str, typer.Option(help="fsspec URL of the exchange.")],
+    prefect: Annotated[str, typer.Option(help="URL of the Prefect API, as in https://prefect.example/api.")],
+    exchange: Annotated[str, typer.Option(help="URL of the exchange, as in s3://BUCKET/PREFIX or file:///FOLDER.")],
     folder: Folder = HERE,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="A data set and its folder: name=path, or name alone."),
+        typer.Option(help="A data set and its folder, NAME=FOLDER; can be given several times."),
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="A task that may run here, module:Class.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task that may run here, module:Class; can be given several times.")
+    ] = None,
     by_hand: Annotated[bool, typer.Option(help="Each training waits for fedseal site approve.")] = False,
 ) -> None:
-    """Make a site's folder: keys, vault and site.toml; print its entry for consortium.toml."""
-    sets = dict(one.partition("=")[::2] for one in (data if task or data else [EMBEDDED]) or [])
-    text = TEMPLATE.format(
-        name=name,
-        prefect=prefect,
-        exchange=exchange,
-        data="".join(
-            f"{one} = {_quoted(str(Path(path).absolute())) if path else '{}'}\n" for one, path in sets.items()
-        ),
-        tasks="[" + ", ".join(_quoted(path) for path in task or DEFAULT_TASKS) + "]",
-        approval="by-hand" if by_hand else "automatic",
-    )
+    """Make a site's folder: keys, vault and site.toml; print its entry for consortium.toml.
+
+    Every word is checked before anything is made.
+    """
     with one_line():
+        check_name(name)
+        check_server(prefect)
+        missing = check_exchange(exchange)
+        check_tasks(task or ())
+        sets = read_data_sets((data if task or data else [EMBEDDED]) or (), EMBEDDED)
+        text = TEMPLATE.format(
+            name=name,
+            prefect=prefect,
+            exchange=exchange,
+            data="".join(f"{one} = {_quoted(str(path)) if path else '{}'}\n" for one, path in sets.items()),
+            tasks="[" + ", ".join(_quoted(path) for path in task or DEFAULT_TASKS) + "]",
+            approval="by-hand" if by_hand else "automatic",
+        )
         public = found(folder, SITE_FILE, text, name)
-        SiteFolder.read(folder)
     print(f'{name} = "{public}"')
     print(f"Enter this line under [sites] in consortium.toml, and put that file into {folder}.", file=sys.stderr)
+    if missing:
+        print(f"warning: the exchange cannot be used yet: {missing}", file=sys.stderr)
 
 
 @app.command()

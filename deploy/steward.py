@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Annotated
 
 import typer
@@ -35,6 +36,9 @@ DESCRIBE_S = 120.0
 LEAST_DIGITS = 12
 """Of a digest that is typed: its first digits alone name a plan that was shown here, and no other that waits."""
 
+MOST_NAMES = 5
+"""Of trainings that may have been meant."""
+
 Training = Annotated[str, typer.Argument(help="The training's name.")]
 
 
@@ -51,7 +55,7 @@ def show(
     plans = vault.plans(training)
     known = vault.decision(training)
     if not plans and known is None:
-        raise fail(f"{training}: no plan of this name waits here: see fedseal site status")
+        raise fail(not_known(training, known_trainings(vault)))
     if known is not None and known.withdrawn:
         print(withdrawn_line(training, known))
     for digest, canonical in plans.items():
@@ -83,7 +87,8 @@ def approve(
         vault = site.open_vault()
     plans = vault.plans(training)
     if not plans:
-        raise fail(f"{training}: no plan of this name waits here: see fedseal site status")
+        waiting = {one.training for one in vault.decisions() if vault.plans(one.training)}
+        raise fail(not_known(training, waiting, "no plan of this name waits here"))
     if not digest:
         show(training, folder, False)
         raise fail(f"{training}: nothing was approved: read what is shown, and name the plan's digest")
@@ -123,11 +128,28 @@ def revoke(training: Training, folder: Folder = HERE) -> None:
     """Withdraw from a training: a participation that runs ends before its next answer, and none is begun."""
     with one_line():
         vault = SiteFolder.read(folder).open_vault()
+        if training not in (trainings := known_trainings(vault)):
+            raise fail(not_known(training, trainings))
         known = vault.decision(training)
         plan = (known.plan if known else "") or vault.trainings().get(training, "")
         vault.decide(Decision(training, plan, "", "revoked"))
     SiteLog(vault.folder).append("withdrawn", training=training)
     print(f"withdrawn: {training}", file=sys.stderr)
+
+
+def known_trainings(vault: Vault) -> set[str]:
+    """The trainings that the site has joined, left, or has a plan of."""
+    return {*vault.trainings(), *(one.training for one in vault.decisions())}
+
+
+def not_known(training: str, known: Collection[str], what: str = "no training of this name is known here") -> str:
+    """Say that a name is none of those that can be meant, those that are like it first."""
+    close = get_close_matches(training, known, MOST_NAMES, 0.6)
+    names = [*close, *sorted(set(known) - set(close))]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    meant = f"did you mean {close[0]}? " if close else ""
+    others = f"known: {', '.join(names[:MOST_NAMES])}{more}" if names else "there is none yet"
+    return f"{one_printed_line(training)}: {what}: {meant}{others} (fedseal site status)"
 
 
 @app.command()

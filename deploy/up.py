@@ -25,8 +25,9 @@ from pathlib import Path
 from deploy import EXAMPLE, SERVER_SETTINGS
 from deploy.alone import alone
 from deploy.coordinator import TEMPLATE as COORDINATOR_TEMPLATE
+from deploy.founding import found
 from deploy.site import TEMPLATE as SITE_TEMPLATE
-from deploy.site import fail, found, one_printed_line
+from deploy.site import fail, one_printed_line
 from flows.settings import COORDINATOR_FILE, SITE_FILE, SettingsError
 from protocols.consortium import write_consortium
 from protocols.files import open_log

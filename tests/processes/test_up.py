@@ -78,8 +78,9 @@ def test_up_ends_within_ten_seconds_of_a_signal_and_leaves_no_process(
     if moment == RUNS:
         eventually(lambda: RUNS in started.printed, 120)
     if moment == SERVES:
-        logs = [started.home / "coordinator", *(started.home / "sites" / name for name in site_names(3))]
-        eventually(lambda: all(SERVES in path.read_text() for log in logs if (path := log / "serve.log")), 120)
+        parties = [started.home / "coordinator", *(started.home / "sites" / name for name in site_names(3))]
+        logs = [party / "serve.log" for party in parties]
+        eventually(lambda: all(path.exists() and SERVES in path.read_text() for path in logs), 120)
     for name in signals:
         started.process.send_signal(signal.Signals[name])
     assert started.process.wait(10) == (-signal.SIGKILL if signals == ["SIGKILL"] else 0)
