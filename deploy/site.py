@@ -1,6 +1,7 @@
 """``fedseal site``: set up a site, serve it, and decide what it takes part in (SPEC 6.8)."""
 
 import os
+import secrets
 import sqlite3
 import subprocess
 import sys
@@ -9,18 +10,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty, Queue
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deploy.alone import alone
 from deploy.founding import check_exchange, check_name, check_server, check_tasks, found, read_data_sets
+from flows.exchange import ExchangeAway
 from flows.pauses import pauses
 from flows.sandbox.host import layers
 from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
 from flows.site_log import SiteLog
 from protocols.consortium import fingerprint
-from protocols.errors import Refused
+from protocols.errors import ProtocolError, Refused
 from protocols.ledger import EMPTY_LEDGER, LedgerEntry, charges, check_chain, same_content
 from protocols.vault import Vault
 
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from deploy.worker import Refusal
 
 SHOWN_FAILURES = 10
+PROBE_BYTES, PROBE_S, PROBE_LIMIT_S = 32, 3.0, 10.0
+"""The object that the exchange is tried with; seconds of trying again; and for all of it, where nothing answers."""
 DELTA = 1e-5
 """At which epsilon is shown for a data set without a budget."""
 
@@ -153,21 +158,69 @@ def serve(
     schema = Parameters.model_json_schema()
     once_there(site.prefect, lambda: register(pool, SiteWorker.type, PARTICIPATE, site.name, description, schema))
     print(f"{site.name} serves; what it does is in {folder / 'site.log'}", file=sys.stderr, flush=True)
-    if check and site.data:
-        threading.Thread(target=warn_of, args=(folder,), daemon=True).start()
+    threading.Thread(target=warn_of, args=(site, check), daemon=True).start()
     with lock:
         serve(SiteWorker(folder, pool, site.name, refusal_of(vault), limit))
 
 
-def warn_of(folder: Path) -> None:
-    """Say on the terminal which tasks and data sets do not fit each other, a line each, as ``fedseal site check`` does.
+def warn_of(site: SiteFolder, check: bool) -> None:
+    """Say on the terminal what is wrong and may pass, or that only trainings will meet, a line each.
 
-    In a process of its own: what serves a site imports no task.
+    Args:
+        site: the site's folder.
+        check: also whether tasks and data sets fit, as ``fedseal site check`` does.
     """
-    words = [sys.executable, "-P", "-m", "deploy.cli", "site", "check", "--folder", str(folder.absolute())]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603
-    for line in (done.stdout if done.returncode == 1 else done.stderr).splitlines():
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+    from deploy.server_check import clock_warning
+
+    for warning in (clock_warning(site.prefect), exchange_warning(site)):
+        if warning:
+            warn(warning)
+    if check and site.data:
+        # In a process of its own, which ends with this one: what serves a site imports no task.
+        words = [
+            "deploy.child",
+            str(os.getpid()),
+            "deploy.cli",
+            "site",
+            "check",
+            "--folder",
+            str(site.folder.absolute()),
+        ]
+        done = subprocess.run(  # noqa: S603 - our own words
+            [sys.executable, "-P", "-m", *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+        for line in (done.stdout if done.returncode == 1 else done.stderr).splitlines():
+            warn(line)
+
+
+def exchange_warning(site: SiteFolder) -> str:
+    """Write, read and delete an object of this site's own on the exchange; say what is wrong, or ``""``."""
+    place = f"the exchange {site.exchange_url}"
+    mend = "no training goes on here until that works: see to it, or correct [exchange] in site.toml"
+    content, tried = secrets.token_bytes(PROBE_BYTES), Queue[str]()
+
+    def probe() -> None:
+        exchange, done = site.open_exchange(PROBE_S), "written to"
+        try:
+            digest = exchange.put(site.name, content)
+            done = "read from"
+            exchange.get(site.name, digest, size=PROBE_BYTES)
+            done = "deleted from"
+            exchange.delete(site.name, digest)
+        except (ExchangeAway, ProtocolError) as error:
+            tried.put(f"{place} cannot be {done} ({error.reason}): {mend}")
+        tried.put("")
+
+    threading.Thread(target=probe, daemon=True).start()
+    try:
+        return tried.get(timeout=PROBE_LIMIT_S)
+    except Empty:
+        return f"{place} has not answered within {PROBE_LIMIT_S:g} s: {mend}"
+
+
+def warn(line: str) -> None:
+    """Say what does not stop the site."""
+    print(f"warning: {one_printed_line(line)}", file=sys.stderr, flush=True)
 
 
 def refusal_of(vault: Vault) -> "Refusal":
@@ -294,30 +347,27 @@ def ledger(
 
 
 def once_there(server: PrefectServer, do: Callable[[], None]) -> None:
-    """Do something at the Prefect server, as soon as it answers; say once that it does not.
+    """Do something at the Prefect server, as soon as it answers; say once why it cannot be done yet.
 
     It is waited for with growing pauses: a site may well be started before the server, or while it is away.
+
+    Raises:
+        typer.Exit: what is wrong does not pass by itself; one line says what mends it.
     """
     import httpx
 
-    from flows.mailbox import is_away
+    from deploy.server_check import trouble_of
 
     said = False
     for pause_s in pauses(1.0, 30.0):
         try:
             return do()
-        except httpx.HTTPError as error:
-            why = (
-                f"HTTP {error.response.status_code}"
-                if isinstance(error, httpx.HTTPStatusError)
-                else type(error).__name__
-            )
-            if not is_away(error):
-                raise fail(
-                    f"the Prefect server at {server.url} refuses ({why}): mend url or auth in [prefect]"
-                ) from None
+        except (httpx.HTTPError, ValueError) as error:
+            trouble = trouble_of(server, error)
+        if not trouble.may_pass:
+            raise fail(f"the Prefect server at {server.url} {trouble.reason}") from None
         if not said:
-            print(f"fedseal: the Prefect server at {server.url} does not answer ({why}): waiting", file=sys.stderr)
+            print(f"fedseal: the Prefect server at {server.url} {trouble.reason}: waiting", file=sys.stderr, flush=True)
         said = True
         time.sleep(pause_s)
 

@@ -69,7 +69,7 @@ def test_a_port_that_is_taken_is_named_and_nothing_is_written(
     holder: str, who: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     port = request.getfixturevalue(holder)
-    code, out, err = fedseal("up", "--port", port, "--folder", tmp_path / "up")
+    code, out, err = fedseal("up", "--port", str(port), "--folder", tmp_path / "up")
     assert (code, out) == (2, "")
     assert err == f"fedseal: port {port} is taken by {who}: name another with --port\n"
     assert [path.name for path in (tmp_path / "up").iterdir()] == ["running"]
@@ -81,7 +81,7 @@ def test_a_port_that_is_free_is_taken() -> None:
 
 def test_a_second_up_in_one_folder_is_refused_before_it_writes_anything(tmp_path: Path) -> None:
     with alone(tmp_path, "running", "fedseal up"):
-        code, out, err = fedseal("up", "--port", free_port(), "--folder", tmp_path)
+        code, out, err = fedseal("up", "--port", str(free_port()), "--folder", tmp_path)
     assert (code, out) == (2, "")
     assert err == f"fedseal: {tmp_path}: another fedseal up is running for it: end that one first\n"
     assert [path.name for path in tmp_path.iterdir()] == ["running"]
