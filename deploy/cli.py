@@ -22,7 +22,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from deploy import author, coordinator, site, steward  # noqa: E402, F401 - after the settings; steward adds to site
+from deploy import author, coordinator, records, site, steward  # noqa: E402, F401 - after the settings; both add to site
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 consortium_app = typer.Typer(no_args_is_help=True, help="The file that says who is who.")

@@ -52,10 +52,10 @@ def _refused(server: PrefectServer, status: int) -> Trouble:
         given = server.auth_string or server.api_key
         what = "does not take these credentials: correct" if given else "wants credentials: give"
         return Trouble(f"{what} auth_string or api_key in [prefect] (HTTP {status})", False)
+    if status in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED, httpx.codes.NOT_IMPLEMENTED):
+        return Trouble(f"{_not_prefect(server)} (HTTP {status})", False)
     if httpx.codes.is_server_error(status):
         return Trouble(f"is in trouble (HTTP {status}): its log says why", True)
-    if status in (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED):
-        return Trouble(f"{_not_prefect(server)} (HTTP {status})", False)
     return Trouble(f"refuses (HTTP {status}): correct url in [prefect], or its version", False)
 
 

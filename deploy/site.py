@@ -19,12 +19,8 @@ from deploy.alone import alone
 from deploy.founding import check_exchange, check_name, check_server, check_tasks, found, read_data_sets
 from flows.exchange import ExchangeAway
 from flows.pauses import pauses
-from flows.sandbox.host import layers
 from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
-from flows.site_log import SiteLog
-from protocols.consortium import fingerprint
-from protocols.errors import ProtocolError, Refused
-from protocols.ledger import EMPTY_LEDGER, LedgerEntry, charges, check_chain, same_content
+from protocols.errors import ProtocolError
 from protocols.vault import Vault
 
 if TYPE_CHECKING:
@@ -32,11 +28,8 @@ if TYPE_CHECKING:
 
     from deploy.worker import Refusal
 
-SHOWN_FAILURES = 10
 PROBE_BYTES, PROBE_S, PROBE_LIMIT_S = 32, 3.0, 10.0
 """The object that the exchange is tried with; seconds of trying again; and for all of it, where nothing answers."""
-DELTA = 1e-5
-"""At which epsilon is shown for a data set without a budget."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -208,7 +201,7 @@ def exchange_warning(site: SiteFolder) -> str:
             done = "deleted from"
             exchange.delete(site.name, digest)
         except (ExchangeAway, ProtocolError) as error:
-            tried.put(f"{place} cannot be {done} ({error.reason}): {mend}")
+            tried.put(f"{place} cannot be {done}: {error.reason}: {mend}")
         tried.put("")
 
     threading.Thread(target=probe, daemon=True).start()
@@ -241,56 +234,9 @@ def refusal_of(vault: Vault) -> "Refusal":
     return refusal
 
 
-@app.command()
-def status(folder: Folder = HERE) -> None:
-    """Tell what failed here, who the site is, and what became of each training."""
-    with one_line():
-        site = SiteFolder.read(folder)
-        vault = site.open_vault()
-    for line in failure_lines(vault):
-        print(line)
-    print(f"{site.name}: key {vault.identity.public} (compare: {fingerprint(vault.identity.public)})")
-    for groups in same_content(vault.ledger()):
-        print(f"CAUTION {', '.join(groups)}: hold the same content, and their charges count against each other")
-    for line in training_lines(vault):
-        print(line)
-    print(f"sandbox = {site.policy.sandbox}; on this host:")
-    for layer in layers():
-        print(f"  {layer.name}: {'holds' if layer.holds else 'does not hold'}: {layer.why}")
-
-
-def failure_lines(vault: Vault) -> list[str]:
-    """The latest failures of local work, which nobody outside the site is told of."""
-    failures = SiteLog(vault.folder).failures()
-    lines = [
-        one_printed_line(
-            f"FAILED {failure.time:%Y-%m-%d %H:%M:%S} {failure.fields.get('step', 'work')} in "
-            f"{failure.fields.get('training', 'a training')}: {failure.reason}"
-        )
-        for failure in failures[-SHOWN_FAILURES:]
-    ]
-    more = len(failures) - len(lines)
-    return [f"{more} earlier failures are in {vault.folder}", *lines] if more else lines
-
-
 def one_printed_line(text: str) -> str:
     """Text of others as a terminal may show it: in one line, with no commands in it."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
-def training_lines(vault: Vault) -> list[str]:
-    """What became of each training, plan by plan."""
-    trainings, decisions = vault.trainings(), vault.decisions()
-    left = {one.training for one in decisions if one.withdrawn}
-    words = {(one.training, one.plan or trainings.get(one.training, "")): one.decision for one in decisions}
-    agreed = {(name, plan): "agreed" for name, plan in trainings.items() if name not in left}
-    lines = []
-    for (training, plan), word in sorted((agreed | words).items()):
-        confirmed = sum(context.confirmed for context in vault.of_training(training))
-        lines.append(f"{training}: {word}, {confirmed} sums confirmed, plan {plan or 'unknown'}")
-        if word == "pending":
-            lines.append(f"  waits for you: fedseal site show {training}")
-    return lines or ["no training yet"]
 
 
 @app.command()
@@ -307,43 +253,6 @@ def policy(folder: Folder = HERE) -> None:
             f"data.{name} = {one.path or 'no folder'}, budget group {site.group_of(name)}{bound}"
             f"{'  # there is no such folder' if missing else ''}"
         )
-
-
-@app.command()
-def ledger(
-    folder: Folder = HERE,
-    accept: Annotated[
-        bool, typer.Option("--accept", help="After a vault was moved or restored: what its data were charged is known.")
-    ] = False,
-) -> None:
-    """Show what each budget group was charged with, and how much is left. Exit code 2 if the ledger was changed."""
-    with one_line():
-        site = SiteFolder.read(folder)
-        vault = site.open_vault()
-    from flows.privacy import events_in
-    from protocols.privacy.accounting import epsilon
-
-    try:
-        check_chain(site.name, vault.ledger_lines())
-    except Refused as refused:
-        raise fail(refused.reason) from None
-    if accept:
-        with one_line(), vault.exclusive():
-            vault.enter(LedgerEntry("accepted", EMPTY_LEDGER))
-    entries = vault.ledger()
-    for number, entry in enumerate(entries, start=1):
-        charge = f" {entry.charge.data}" if entry.charge else ""
-        print(f"{number}: {entry.kind}{charge} {entry.context[:16]}")
-    charged = {entry.charge.data for entry in entries if entry.charge}
-    for group in sorted({site.group_of(data) for data in charged} | set(site.policy.budgets)):
-        budget = site.policy.budget(group)
-        delta = budget.delta if budget else DELTA
-        used = epsilon(events_in(charges(entries, {group, *site.members(group)})), delta)
-        print(f"{group}: epsilon {used:.4g} at delta {delta:g}, {f'of {budget.epsilon:g}' if budget else 'no budget'}")
-    for groups in same_content(entries):
-        print(f"{', '.join(groups)}: hold the same content, and count against each other")
-    if not entries:
-        print("no sum yet")
 
 
 def once_there(server: PrefectServer, do: Callable[[], None]) -> None:

@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Annotated
 
@@ -22,7 +21,7 @@ from flows.plan import Plan, PlanError, make_plan
 from flows.roster_memory import why_too_close
 from flows.sandbox.sandboxed import SandboxedWorkshops
 from flows.settings import SettingsError, SiteFolder
-from flows.site_log import LogChanged, SiteLog
+from flows.site_log import SiteLog
 from flows.workshop import WorkFailed, Workshops
 from protocols.consortium import fingerprint
 from protocols.decisions import Decision
@@ -133,7 +132,7 @@ def revoke(training: Training, folder: Folder = HERE) -> None:
         known = vault.decision(training)
         plan = (known.plan if known else "") or vault.trainings().get(training, "")
         vault.decide(Decision(training, plan, "", "revoked"))
-    SiteLog(vault.folder).append("withdrawn", training=training)
+    SiteLog(vault.folder).append("withdrawn", training=training, by="fedseal site revoke")
     print(f"withdrawn: {training}", file=sys.stderr)
 
 
@@ -177,30 +176,6 @@ def check(
     if lines:
         raise typer.Exit(1)
     print(f"{', '.join(tasks)} on {', '.join(sets)}: nothing is wrong")
-
-
-@app.command("log")
-def show_log(
-    folder: Folder = HERE,
-    verify: Annotated[bool, typer.Option("--verify", help="Check that no line was changed; print the head.")] = False,
-    since: Annotated[str, typer.Option(help="From this day or time on, as in 2026-11-28 or 2026-11-28T06:00Z.")] = "",
-) -> None:
-    """Show what was asked of the site, what it answered and what was decided. Exit code 2 if the log was changed."""
-    with one_line():
-        log = SiteLog(SiteFolder.read(folder).open_vault().folder)
-    try:
-        from_time = as_time(since) if since else None
-        if verify:
-            number, head = log.verify()
-            print(f"{number} lines, none changed. Keep this elsewhere: line {number}, head {head}")
-            return
-        for line in log.read(from_time):
-            words = " ".join(f"{name}={one_printed_line(str(value))}" for name, value in line.fields.items())
-            print(f"{line.number} {line.time:%Y-%m-%d %H:%M:%S} {line.event} {words}".rstrip())
-    except ValueError:
-        raise fail(f"--since {since}: is no day or time: write it as 2026-11-28 or 2026-11-28T06:00Z") from None
-    except LogChanged as changed:
-        raise fail(f"{log.path}: {changed}") from None
 
 
 @contextmanager
@@ -363,13 +338,3 @@ def withdrawn_line(training: str, decision: Decision) -> str:
             "coordinator can start the training under a new name."
         )
     return f"{training}: the site has withdrawn; approving a plan takes that back."
-
-
-def as_time(text: str) -> datetime:
-    """Read a day or a time; without a zone it is UTC.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    time = datetime.fromisoformat(text)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)

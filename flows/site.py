@@ -50,7 +50,17 @@ from protocols.errors import BadInput, ProtocolError, Refused
 from protocols.files import is_full, write_whole
 from protocols.keys import KEY_BYTES, Consortium, derive, framed, system_entropy
 from protocols.ledger import Charge, LedgerEntry
-from protocols.messages import COORDINATOR, AskAdvertise, Body, Envelope, Refusal, envelope, open_body
+from protocols.messages import (
+    COORDINATOR,
+    AskAdvertise,
+    Body,
+    Confirmation,
+    Envelope,
+    Refusal,
+    envelope,
+    open_body,
+    parse,
+)
 from protocols.rotation import rotate
 from protocols.vault import Context, Vault
 
@@ -113,6 +123,7 @@ class Site:
         self._log = logging.getLogger(f"fedseal.site.{self.identity.name}")
         self.record = SiteLog(vault.folder)
         self._trainings: dict[str, Agreed] = {}
+        self._stopped: set[str] = set()
         self._steps: dict[str, Callable[[Envelope], Answer]] = {
             "ask/join": self._join,
             "ask/moments": self._moments,
@@ -165,6 +176,7 @@ class Site:
     def stop_work(self, training_name: str) -> None:
         """End whatever local work of a training still runs."""
         if (agreed := self._trainings.get(training_name)) is not None:
+            self._stopped.add(training_name)
             agreed.workshop.stop()
 
     def _refuse(self, request: Envelope, error: str, reason: str) -> Answer:
@@ -218,6 +230,7 @@ class Site:
                 sites=", ".join(plan.sites),
             )
         self._trainings[ask.training] = agreed
+        self._stopped.discard(ask.training)
         return (self._reply(request, "joined", Joined(plan.digest)),)
 
     def _workshop(self, training_name: str, plan: Plan, site: str, folder: Path | None) -> Workshop:
@@ -230,6 +243,7 @@ class Site:
             AskFinish, request, lambda ask: join_context(ask.training, self._agreed(ask.training))
         ).training
         self.leave(name)
+        self.record.append("finished", training=name)
         return (self._reply(request, "done", Done()),)
 
     def _agreed(self, name: str) -> str:
@@ -320,6 +334,9 @@ class Site:
             check_values(worked.values, context.segments)
             self._note_content(context, worked.content)
         except WorkFailed as failed:
+            if context.training in self._stopped:  # by this site itself, which is no failure
+                self.record.append("stopped", step=step, training=context.training, round=context.round)
+                return {}
             # The text may say what is in the data: it is for this site's people alone.
             self.failures[context.training] = str(failed)
             self.record.fail(
@@ -490,8 +507,19 @@ class Site:
         return protocol.share(self.vault, self._consortium, request)
 
     def _confirm(self, request: Envelope) -> Answer:
-        self._advertised(request, "confirm")
-        return protocol.confirm(self.vault, self._consortium, request)
+        context = self._advertised(request, "confirm")
+        answer = protocol.confirm(self.vault, self._consortium, request)
+        if not context.confirmed:  # else it is asked again
+            made = parse(Confirmation, answer[0].body, party=self.identity.name, step="confirm")
+            self.record.append(
+                "confirmed",
+                training=context.training,
+                purpose=context.purpose,
+                round=context.round,
+                attempt=context.attempt,
+                sites=", ".join(made.survivors),
+            )
+        return answer
 
     def _reveal(self, request: Envelope) -> Answer:
         self._advertised(request, "reveal")
@@ -527,6 +555,9 @@ class Site:
         )
         vector = encode(self.identity.name, values, context.segments, key)
         self._hand_over(context.training, context.digest, vector.tobytes())
+        self.record.append(
+            "unmasked", training=context.training, purpose=context.purpose, round=context.round, attempt=context.attempt
+        )
         return (plain.submit(self.identity, context, vector, request.digest),)
 
 

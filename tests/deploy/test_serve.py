@@ -64,6 +64,7 @@ TROUBLES = [
     (PrefectServer(url=NOBODY), status(401), "wants credentials: give auth_string or api_key in [prefect]", False),
     (PrefectServer(url=NOBODY, auth_string="a:b"), status(403), "does not take these credentials: correct auth", False),
     (PrefectServer(url=NOBODY), status(404), "is not a Prefect API: correct url in [prefect] (HTTP 404)", False),
+    (PrefectServer(url=NOBODY), status(501), "is not a Prefect API: correct url in [prefect] (HTTP 501)", False),
     (PrefectServer(url=NOBODY), status(502), "is in trouble (HTTP 502): its log says why", True),
     (PrefectServer(url=NOBODY), ValueError("no JSON"), "is not a Prefect API: correct url in [prefect]", False),
     (PrefectServer(url=NOBODY), httpx.ConnectError("no"), "does not answer (ConnectError): start it", True),
@@ -123,7 +124,7 @@ def not_writable(home: Home) -> None:
 
 @pytest.mark.parametrize(
     ("make", "words"),
-    [(as_it_should, ""), (not_writable, "cannot be written to (the exchange cannot be used (")],
+    [(as_it_should, ""), (not_writable, "cannot be written to: the exchange cannot be used (")],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_the_exchange_is_tried_under_the_site_s_own_name(
@@ -157,7 +158,7 @@ def test_an_exchange_that_loses_what_is_written_is_named(home: Home, monkeypatch
 
     monkeypatch.setattr(Exchange, "put", lose)
     warning = exchange_warning(SiteFolder.read(home.site("north")))
-    assert "cannot be read from (the object is missing from the exchange)" in warning
+    assert "cannot be read from: the object is missing from the exchange: " in warning
 
 
 def test_what_may_pass_is_a_warning_a_line_each(home: Home, capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,8 +161,8 @@ def test_the_log_is_shown_checked_and_cut_to_a_time(home: Home, vault: Vault) ->
     wait(vault, plan_of(), "t-9")
     site(home, "revoke", "t-9")
     code, out, _ = site(home, "log")
-    assert code == 0 and "refused reason=bad \\x1b[2J name step=join" in out
-    assert "\x1b" not in out and "withdrawn training=t-9" in out
+    assert code == 0 and "refused: refused join: bad \\x1b[2J name" in out
+    assert "\x1b" not in out and "withdrawn: left t-9: fedseal site revoke" in out
     assert "2 lines, none changed" in site(home, "log", "--verify")[1]
     assert site(home, "log", "--since", "2999-01-01") == (0, "", "")
     assert site(home, "log", "--since", "yesterday")[0] == 2
