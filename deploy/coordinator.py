@@ -66,9 +66,11 @@ def init(
 @app.command()
 def serve(
     folder: Folder = HERE,
-    plan: Annotated[Path | None, typer.Option(help="The plan that the form in the UI begins with.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="The plan that the form in the UI is filled in with at first.")
+    ] = None,
 ) -> None:
-    """Serve the coordinator: run the trainings that are submitted, scheduled or started in the UI."""
+    """Run the coordinator: it runs the trainings that are submitted, scheduled or started in the UI."""
     with one_line():
         coordinator = CoordinatorFolder.read(folder)
         vault = coordinator.open_vault()

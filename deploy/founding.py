@@ -46,13 +46,13 @@ def found(folder: Path, file: str, text: str, name: str) -> str:
 
 
 def check_name(name: str) -> None:
-    """See that a site may have this name.
+    """See that a site or an author may have this name.
 
     Raises:
         SettingsError: it may not.
     """
     if not NAME.fullmatch(name):
-        raise SettingsError(f"{name!r}: is no name of a site: at most 32 of a-z, 0-9 and -, as in north")
+        raise SettingsError(f"{name!r}: is no name of a party: write at most 32 of a-z, 0-9 and -, as in north")
 
 
 def check_tasks(tasks: Collection[str]) -> None:

@@ -102,12 +102,15 @@ def period(account: Account) -> str:
 def ledger(
     folder: Folder = HERE,
     accept: Annotated[
-        bool, typer.Option("--accept", help="After a vault was moved or restored: what its data were charged is known.")
+        bool,
+        typer.Option(
+            "--accept", help="After the vault was moved or restored: you know what its data were charged since."
+        ),
     ] = False,
     lines: Annotated[bool, typer.Option("--lines", help="Also print each line of the ledger.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what each training has cost, and the total and budget of each data set. Exit code 2 if it was changed."""
+    """Show what each training has cost, with totals by data set. Exit code 2 if a line was changed."""
     with one_line():
         site = SiteFolder.read(folder)
         vault = site.open_vault()
@@ -197,6 +200,7 @@ def show_log(
 
 
 SENTENCES = {
+    "asked": "was asked to take part in {training}: {task} on {data}, plan {plan}",
     "joined": "agreed to take part in {training}: {task} on {data}, sites {sites}, plan {plan}",
     "advertised": "entered {purpose} round {round}, attempt {attempt} of {training} ({cost})",
     "confirmed": "confirmed the sum of {purpose} round {round}, attempt {attempt} of {training}, over {sites}",

@@ -21,6 +21,7 @@ from flows.exchange import ExchangeAway
 from flows.pauses import pauses
 from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
 from protocols.errors import ProtocolError
+from protocols.ledger import same_content
 from protocols.vault import Vault
 
 if TYPE_CHECKING:
@@ -130,9 +131,11 @@ def init(
 @app.command()
 def serve(
     folder: Folder = HERE,
-    check: Annotated[bool, typer.Option(help="Check at the start whether the tasks and the data sets fit.")] = True,
+    check: Annotated[
+        bool, typer.Option(help="Also check, at the start, that tasks and data sets fit together.")
+    ] = True,
 ) -> None:
-    """Serve the site: wait for trainings and take part in those that the policy allows. Opens no port."""
+    """Run the site: wait for trainings and take part in those that its policy allows. Opens no port."""
     with one_line():
         site = SiteFolder.read(folder)
         vault = site.open_vault()
@@ -151,6 +154,8 @@ def serve(
     schema = Parameters.model_json_schema()
     once_there(site.prefect, lambda: register(pool, SiteWorker.type, PARTICIPATE, site.name, description, schema))
     print(f"{site.name} serves; what it does is in {folder / 'site.log'}", file=sys.stderr, flush=True)
+    for groups in same_content(vault.ledger()):
+        warn(f"{', '.join(groups)}: hold the same content, and their charges count against each other: see site.toml")
     threading.Thread(target=warn_of, args=(site, check), daemon=True).start()
     with lock:
         serve(SiteWorker(folder, pool, site.name, refusal_of(vault), limit))
@@ -241,7 +246,7 @@ def one_printed_line(text: str) -> str:
 
 @app.command()
 def policy(folder: Folder = HERE) -> None:
-    """Show what the site allows, defaults included."""
+    """Show what the site allows, including the defaults."""
     with one_line():
         site = SiteFolder.read(folder)
     for name, field in type(site.policy).model_fields.items():

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from deploy.accounts import read_log
 from deploy.site import HERE, Folder, app, fail, one_line, one_printed_line
 from flows.code_digest import code_digest, without_code
 from flows.data_sets import choose
@@ -38,16 +39,16 @@ LEAST_DIGITS = 12
 MOST_NAMES = 5
 """Of trainings that may have been meant."""
 
-Training = Annotated[str, typer.Argument(help="The training's name.")]
+Training = Annotated[str, typer.Argument(help="The training's name, as in fedseal site status.")]
 
 
 @app.command()
 def show(
     training: Training,
     folder: Folder = HERE,
-    text: Annotated[bool, typer.Option("--text", help="Print the plans themselves, as JSON.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Print the plans themselves as JSON.")] = False,
 ) -> None:
-    """Tell what a training asks of this site, plan by plan, before you approve one."""
+    """Show what a training asks of this site, before you approve its plan."""
     with one_line():
         site = SiteFolder.read(folder)
         vault = site.open_vault()
@@ -80,7 +81,7 @@ def approve(
     ] = "",
     folder: Folder = HERE,
 ) -> None:
-    """Let the site take part in a training under exactly the plan that you name; fedseal site show shows it."""
+    """Approve a training under exactly the plan that you name, which fedseal site show has shown you."""
     with one_line():
         site = SiteFolder.read(folder)
         vault = site.open_vault()
@@ -124,7 +125,7 @@ def named_plan(typed: str, waiting: Collection[str], shown: Collection[str]) -> 
 
 @app.command()
 def revoke(training: Training, folder: Folder = HERE) -> None:
-    """Withdraw from a training: a participation that runs ends before its next answer, and none is begun."""
+    """Withdraw from a training. Nothing more is answered in it, and what the site holds of it is erased."""
     with one_line():
         vault = SiteFolder.read(folder).open_vault()
         if training not in (trainings := known_trainings(vault)):
@@ -157,7 +158,7 @@ def check(
     folder: Folder = HERE,
     data: Annotated[str, typer.Option(help="A data set of site.toml; without one, all of them.")] = "",
 ) -> None:
-    """See whether tasks and data sets fit each other, with every reason in full. Exit code 1 where they do not."""
+    """Check that tasks and data sets fit together; every reason is shown in full. Exit code 1 if they do not."""
     with one_line():
         site = SiteFolder.read(folder)
     sets = {name: one.path for name, one in site.data.items() if data in ("", name)}
@@ -212,6 +213,7 @@ def plan_lines(site: SiteFolder, vault: Vault, training: str, plan: Plan) -> lis
     others = [name for name in plan.sites if name != site.name]
     lines = [
         f"asked by     {asker(site)}",
+        *author_lines(vault, training, plan),
         f"task         {plan.task}{'' if plan.task in site.policy.tasks else ', which is NOT on your list'}",
         f"code         {code_line(plan)}",
         f"data set     {plan.data}: {folder or 'no folder is named for it here'}; budget group "
@@ -304,6 +306,18 @@ def asker(site: SiteFolder) -> str:
         return f"the coordinator, key {fingerprint(site.consortium.coordinator)} (of your consortium file)"
     except SettingsError as error:
         return f"the coordinator; its key is not known: {error}"
+
+
+def author_lines(vault: Vault, training: str, plan: Plan) -> list[str]:
+    """Who has signed a plan, where the consortium file says who may; the site has checked that when it was asked."""
+    named = {
+        str(line.fields["author"])
+        for line in read_log(vault)
+        if line.event == "asked"
+        and (line.fields.get("training"), line.fields.get("plan")) == (training, plan.digest)
+        and "author" in line.fields
+    }
+    return [f"signed by    the author {name} (of your consortium file)" for name in sorted(named)]
 
 
 def protection_line(plan: Plan) -> str:

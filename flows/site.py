@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from flows.authors import check_template
+from flows.authors import check_template, read_template
 from flows.data_sets import Chosen, DataSet, choose
 from flows.exchange import Exchange, ExchangeAway
 from flows.joining import Agreed, contexts_of, join, read_plan_of
@@ -124,6 +124,7 @@ class Site:
         self.record = SiteLog(vault.folder)
         self._trainings: dict[str, Agreed] = {}
         self._stopped: set[str] = set()
+        self._asked: set[tuple[str, str]] = set()
         self._steps: dict[str, Callable[[Envelope], Answer]] = {
             "ask/join": self._join,
             "ask/moments": self._moments,
@@ -209,6 +210,7 @@ class Site:
             raise Refused(self.identity.name, "join", "this participation is in another training")
         plan = read_plan_of(ask.plan, self.identity.name)
         check_template(self.identity.name, plan, ask.template, self._consortium.authors)
+        self._note_asked(ask.training, plan, ask.template)
         agreed = join(
             self.identity.name,
             plan,
@@ -232,6 +234,15 @@ class Site:
         self._trainings[ask.training] = agreed
         self._stopped.discard(ask.training)
         return (self._reply(request, "joined", Joined(plan.digest)),)
+
+    def _note_asked(self, training_name: str, plan: Plan, template: str) -> None:
+        """Log what is asked for, once for a plan, with the author whose signature was checked, if any was."""
+        if (training_name, plan.digest) in self._asked:
+            return
+        self._asked.add((training_name, plan.digest))
+        author = read_template(template).author if self._consortium.authors else None
+        fields = {"training": training_name, "plan": plan.digest, "task": plan.task, "data": plan.data}
+        self.record.append("asked", author=author, **fields)
 
     def _workshop(self, training_name: str, plan: Plan, site: str, folder: Path | None) -> Workshop:
         """The workshop that this training has already, so that a question asked again ends no work; or a new one."""

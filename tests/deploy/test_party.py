@@ -149,8 +149,8 @@ def test_a_folder_is_not_founded_twice(home: Home) -> None:
 
 GOOD = {"--prefect": URL, "--exchange": "file:///x"}
 WRONG_WORDS: list[tuple[str, dict[str, str], str]] = [
-    ("North", {}, "'North': is no name of a site"),
-    ("n" * 33, {}, "is no name of a site"),
+    ("North", {}, "'North': is no name of a party"),
+    ("n" * 33, {}, "is no name of a party"),
     ("north", {"--prefect": "prefect.example/api"}, "is no URL: write the Prefect API's"),
     ("north", {"--prefect": "http://prefect.example:port/api"}, "is no URL: write the Prefect API's"),
     ("north", {"--prefect": "http://prefect.example"}, "write http://prefect.example/api"),

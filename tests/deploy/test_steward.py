@@ -220,3 +220,12 @@ def test_what_leaves_and_what_it_costs_is_told(home: Home, vault: Vault) -> None
     out = site(home, "show", "t-1")[1]
     for words in ("training, 3 time(s), masked, ", "update (", "statistics, 1 time(s)", "price        epsilon "):
         assert words in out, out
+
+
+def test_the_author_who_has_signed_a_plan_is_named(home: Home, vault: Vault) -> None:
+    digest = wait(vault, plan_of())
+    assert "signed by" not in site(home, "show", "t-1")[1]
+    SiteLog(vault.folder).append("asked", training="t-1", plan="e" * 64, author="mallory")
+    SiteLog(vault.folder).append("asked", training="t-1", plan=digest, author="jane")
+    out = site(home, "show", "t-1")[1]
+    assert "  signed by    the author jane (of your consortium file)\n" in out and "mallory" not in out
