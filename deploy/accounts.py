@@ -26,6 +26,7 @@ class Account:
         training: its name.
         plan: the digest of the plan; empty where the site has left without knowing one.
         word: what was decided: ``agreed``, ``pending``, ``approved``, ``revoked`` or ``restored``.
+        waiting: digests of the plans that wait for the data steward.
         task, data, sites: of the plan, from the log; empty where that does not know.
         first, last: when the site joined, and when it last did something, from the log.
         finished: whether the training has ended for this site.
@@ -37,6 +38,7 @@ class Account:
     training: str
     plan: str
     word: str
+    waiting: list[str] = field(default_factory=list)
     task: str = ""
     data: str = ""
     sites: tuple[str, ...] = ()
@@ -127,10 +129,12 @@ def _decided(vault: Vault) -> dict[str, Account]:
     """An account of each training that the site has joined, was asked to join, or has left."""
     found = {name: Account(training=name, plan=plan, word="agreed") for name, plan in vault.trainings().items()}
     for decision in vault.decisions():
-        known = found.get(decision.training)
-        if known is None or decision.withdrawn or decision.decision == "approved":
-            plan = decision.plan or (known.plan if known else "")
-            found[decision.training] = Account(training=decision.training, plan=plan, word=decision.decision)
+        new = Account(training=decision.training, plan=decision.plan, word=decision.decision)
+        known = found.setdefault(decision.training, new)
+        if decision.decision == "pending":
+            known.waiting.append(decision.plan)
+        else:
+            known.word, known.plan = decision.decision, decision.plan or known.plan
     return found
 
 

@@ -81,8 +81,8 @@ def account_lines(account: Account) -> list[str]:
     ]
     if account.task:
         lines.append(f"  {one_printed_line(what_with_whom(account))}; {period(account)}")
-    if account.word == "pending":
-        lines.append(f"  waits for you: fedseal site show {account.training}")
+    for plan in account.waiting:
+        lines.append(f"  waits for you: plan {plan[:SHOWN_DIGITS]}: fedseal site show {account.training}")
     return lines
 
 

@@ -18,7 +18,7 @@ from tests.deploy.command import fedseal
 
 SITES = ("north", "east", "south")
 EVENT = (20.0, 0.1, 10, 0.0)
-PLAN = sha256("plan")
+PLAN, OTHER_PLAN = sha256("plan"), sha256("other")
 HEART, LUNG, WAITING = "heart-20261128-101010-abcd", "lung-20261128-111111-ef01", "eicu-20261128-121212-2345"
 
 
@@ -42,6 +42,7 @@ def vault(home: Home) -> Iterator[Vault]:
             log.append("confirmed", training=training, purpose=purpose, round=round_number, attempt=1, sites="a, b")
     log.append("finished", training=LUNG)
     opened.decide(Decision(WAITING, PLAN, "{}", "pending"))
+    opened.decide(Decision(HEART, OTHER_PLAN, "{}", "pending"))
     yield opened
     opened.close()
 
@@ -106,7 +107,8 @@ def test_the_status_says_what_was_done_with_whom_and_what_waits(home: Home, vaul
     assert f"{HEART}: agreed, 3 sums confirmed, plan {PLAN}" in lines
     assert f"{LUNG}: agreed, finished, 3 sums confirmed, plan {PLAN}" in lines
     assert any(line.startswith("  tasks:Lung on lung, with east, south; joined 20") for line in lines)
-    assert f"  waits for you: fedseal site show {WAITING}" in lines
+    for training, plan in ((WAITING, PLAN), (HEART, OTHER_PLAN)):
+        assert f"  waits for you: plan {plan[:12]}: fedseal site show {training}" in lines
 
 
 def test_a_changed_log_leaves_gaps_in_the_accounts_and_stops_nothing(home: Home, vault: Vault) -> None:
