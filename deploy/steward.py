@@ -125,7 +125,7 @@ def named_plan(typed: str, waiting: Collection[str], shown: Collection[str]) -> 
 
 @app.command()
 def revoke(training: Training, folder: Folder = HERE) -> None:
-    """Withdraw from a training. Nothing more is answered in it, and what the site holds of it is erased."""
+    """Withdraw from a training: the site answers nothing more in it, and a participation that runs ends."""
     with one_line():
         vault = SiteFolder.read(folder).open_vault()
         if training not in (trainings := known_trainings(vault)):
