@@ -1,8 +1,12 @@
 """How fedseal is run: the command line and the plans that come with it."""
 
 import os
+import sys
 from pathlib import Path
 
+from deploy.shadows import tell
+
+sys.excepthook = tell
 EXAMPLE = Path(__file__).parent / "plans" / "breast_cancer.toml"
 """The plan of the embedded example."""
 SERVER_SETTINGS = {

@@ -1,11 +1,13 @@
 """``fedseal run``: one training in local mode, from a plan to a report (SPEC 6.4)."""
 
 import json
+import math
 import secrets
 import shlex
 import shutil
-from collections.abc import Callable
-from contextlib import closing, suppress
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from deploy import EXAMPLE, home
 from deploy.show import Screen, plot_metrics
@@ -30,15 +32,16 @@ from flows.local import open_consortium, prefer
 from flows.local_work import InProcess
 from flows.model import GlobalModel
 from flows.plan import Plan, PlanError, read_plan
-from flows.policy import load_task
+from flows.policy import MOST_PARAMETERS, load_task
 from flows.privacy import check_privacy
 from flows.report import Report
 from flows.sandbox.parent import Rules
 from flows.sandbox.sandboxed import SandboxedWorkshops
 from flows.session import Session, opened
 from flows.tables import first_model, tables_of
-from flows.workshop import WorkFailed, Workshops
-from ml_tasks.averaging import load_vector, vector_parts
+from flows.task_errors import in_full
+from flows.workshop import Checked, WorkFailed, Workshops
+from ml_tasks.averaging import vector_parts
 from ml_tasks.baselines import baseline, pool
 from ml_tasks.independence import check_stands_alone
 from ml_tasks.task import DataError, Task
@@ -153,6 +156,14 @@ def prepare(read: Callable[[], Plan], options: Options) -> tuple[Plan, Task, NDA
     return plan, task, vector
 
 
+@contextmanager
+def printed_apart() -> Iterator[None]:
+    """Have what a task prints go to standard error: standard output is the report's."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+@printed_apart()
 def check_plan(read: Callable[[], Plan]) -> tuple[Plan, Task, NDArray[np.float32]]:
     """Check a plan, its task and its rings; with privacy for records, that a unit of it stands alone (SPEC 12.4).
 
@@ -161,8 +172,9 @@ def check_plan(read: Callable[[], Plan]) -> tuple[Plan, Task, NDArray[np.float32
     """
     try:
         plan = read()
-        task = load_task(plan.task)
+        task = import_task(plan)
         vector = first_vector(task, plan)
+        check_saving(task, plan, vector)
         check_rings(plan, task, vector.size)
         if plan.privacy.unit == "record":
             check_stands_alone(task)
@@ -174,6 +186,18 @@ def check_plan(read: Callable[[], Plan]) -> tuple[Plan, Task, NDArray[np.float32
     return plan, task, vector
 
 
+def import_task(plan: Plan) -> Task:
+    """The plan's task.
+
+    Raises:
+        PlanError: it does not import, with the line of it where that failed.
+    """
+    try:
+        return load_task(plan.task)
+    except PlanError as error:
+        raise PlanError(in_full(error, plan.task)) from None
+
+
 def first_vector(task: Task, plan: Plan) -> NDArray[np.float32]:
     """The model's first vector.
 
@@ -181,14 +205,26 @@ def first_vector(task: Task, plan: Plan) -> NDArray[np.float32]:
         PlanError: the task's own code fails, or its model has no parameters.
     """
     try:
-        vector = initial_vector(task, plan.seed)
+        return initial_vector(task, plan.seed)
     except Exception as error:  # a user's module may fail in any way
-        raise PlanError(f"task {plan.task}: its model cannot be made ({type(error).__name__}): mend it") from None
-    if vector.size == 0:
-        raise PlanError(f"task {plan.task}: its model has no parameters: mend it")
-    return vector
+        why = in_full(error, plan.task)
+        raise PlanError(f"task {plan.task}: its model cannot be made: {why}: mend it") from None
 
 
+def check_saving(task: Task, plan: Plan, vector: NDArray[np.float32]) -> None:
+    """Save the first model and load it again, so that what would break the end is found before the first round.
+
+    Raises:
+        PlanError: the model cannot be saved, or not loaded from what was saved.
+    """
+    try:
+        task.model().load_state_dict(load(model_file(task, GlobalModel(vector))))
+    except Exception as error:  # a user's module may fail in any way
+        why = in_full(error, plan.task)
+        raise PlanError(f"task {plan.task}: its model cannot be saved and loaded: {why}: mend it") from None
+
+
+@printed_apart()
 def check_data(plan: Plan, options: Options) -> Workshops:
     """Read every site's data and try the task on them; returns the workshops, which have the data now.
 
@@ -200,13 +236,55 @@ def check_data(plan: Plan, options: Options) -> Workshops:
     if options.sandbox:
         make = SandboxedWorkshops(Rules(tasks=[plan.task], data={plan.data: options.data} if options.data else {}))
     made = {site: make(asked, site, options.data) for site in plan.sites}
-    try:
-        found = {site: workshop.check(plan.deadlines.train_s) for site, workshop in made.items()}
-    except WorkFailed as error:
-        raise Failure(f"the data cannot be checked: {error}", REFUSED) from None
-    if wrong := [f"{site}: {reasons[0]}" for site, reasons in found.items() if reasons]:
-        raise Failure("; ".join(wrong), REFUSED)
+    found = {}
+    for site, workshop in made.items():
+        try:
+            check_size(workshop.describe(plan.deadlines.train_s).parameters)
+            found[site] = workshop.check(plan.deadlines.train_s)
+        except WorkFailed as error:  # what fails at one would at the others
+            mend = "" if error.in_full == str(error) else ": mend the task"
+            raise Failure(f"{site}: task {plan.task}: {error.in_full}{mend}", REFUSED) from None
+    if wrong := {site: checked.wrong[0] for site, checked in found.items() if checked.wrong}:
+        raise Failure(each_once(wrong), REFUSED)
+    if not any(checked.examples["train"] for checked in found.values()):
+        raise Failure("no site has an example to train on: mend the data, or what load makes of them", REFUSED)
+    for line in empty_parts(found):
+        print(f"fedseal: {line}", file=sys.stderr)
     return prefer(plan, made, make)
+
+
+def check_size(parameters: int) -> None:
+    """See that the sites of local mode, whose policy is the default, take a model of this size.
+
+    Raises:
+        Failure: with exit code 2.
+    """
+    if parameters > MOST_PARAMETERS:
+        raise Failure(
+            f"the model has {parameters:,} parameters, and in local mode a site takes {MOST_PARAMETERS:,} at most, as "
+            "max_parameters in [policy] of site.toml is by default: make it smaller, or train with sites that allow it",
+            REFUSED,
+        )
+
+
+def each_once(reasons: Mapping[str, str]) -> str:
+    """Each reason once, behind the sites that give it."""
+    sites: dict[str, list[str]] = {}
+    for site, reason in reasons.items():
+        sites.setdefault(reason, []).append(site)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in sites.items())
+
+
+def empty_parts(found: Mapping[str, Checked]) -> list[str]:
+    """Warn of sites that add nothing to a sum, and of metrics that will be of nothing."""
+    lines = []
+    for part, use, result in (("train", "train on", "model"), ("test", "be tested on", "final metrics")):
+        empty = [site for site, checked in found.items() if not checked.examples[part]]
+        if part == "test" and len(empty) == len(found):
+            lines.append("no site has an example to be tested on: there will be no final metrics")
+        elif empty:
+            lines.append(f"{', '.join(empty)}: no examples to {use}: this adds nothing to the {result}")
+    return lines
 
 
 def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options: Options, workshops: Workshops) -> None:
@@ -230,7 +308,7 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
             screen.finished,
         )
         try:
-            with opened(live), screen, patient_engine(0):
+            with opened(live), screen, patient_engine(0), printed_apart():
                 report = federated_training(plan, training)
         except (BelowThreshold, Unfinished) as error:
             again = ["fedseal", "run", "--resume", str(folder)]
@@ -239,8 +317,9 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
         except (BadInput, Refused, CheckpointError) as error:
             raise Failure(str(error), REFUSED) from None
         except TooManyFailed as error:
-            reasons = "; ".join(f"{site}: {reason}" for site, reason in local.failures(training).items())
-            raise Failure(f"{error.party}: {error.step}: {reasons or error.reason}", FAILED) from None
+            failures = local.failures(training)
+            why = each_once(failures) if failures else error.reason
+            raise Failure(f"{error.step}: {why}: mend it and start a new training", FAILED) from None
         except ProtocolError as error:
             raise Failure(f"{error}: this training cannot go on", FAILED) from None
     save_model(folder / report.model, task, checkpoint.model)
@@ -297,6 +376,7 @@ def runs_folder() -> Path:
     return home() / "runs"
 
 
+@printed_apart()
 def compare(plan: Plan, task: Task, data: Path | None) -> dict[str, dict[str, float]]:
     """Train each site alone and all pooled, and test on the pooled test data: only where all data are local."""
     parts = {site: task.load(data, site) for site in plan.sites}
@@ -311,19 +391,29 @@ def compare(plan: Plan, task: Task, data: Path | None) -> dict[str, dict[str, fl
     return compared
 
 
+@printed_apart()
 def save_model(path: Path, task: Task, model: GlobalModel) -> None:
     """Write the model's named tensors, the features' standardisation and an adaptive clip, as safetensors."""
+    write_whole(path, model_file(task, model))
+
+
+def model_file(task: Task, model: GlobalModel) -> bytes:
+    """The bytes of ``save_model``: each entry of the vector under its own name, tied weights under both of theirs."""
     module = task.model()
-    load_vector(module, model.vector)
-    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    parts = vector_parts(module)
+    entries = np.split(model.vector, np.cumsum([math.prod(shape) for _, shape in parts])[:-1])
+    tensors = {name: tensor.clone().contiguous() for name, tensor in module.state_dict().items()}
+    for (name, shape), entry in zip(parts, entries, strict=True):
+        tensors[name] = torch.tensor(entry).reshape(shape)
     if model.standardisation is not None:
         tensors["standardisation.mean"] = torch.from_numpy(model.standardisation.mean)
         tensors["standardisation.scale"] = torch.from_numpy(model.standardisation.scale)
     if model.clip is not None:
         tensors["privacy.clip"] = torch.from_numpy(model.clip)
-    write_whole(path, save(tensors))
+    return save(tensors)
 
 
+@printed_apart()
 def write_receipt(path: Path, live: Session) -> None:
     """Sign a finished training's receipt and write it, with the consortium file that it is checked with (SPEC 11).
 

@@ -86,8 +86,8 @@ def plans(site: str, task: str, data: str) -> tuple[Plan, Plan]:
 def _reasons(plan: Plan, site: str, folder: Path | None, workshops: Workshops) -> tuple[str, ...]:
     workshop = workshops(plan, site, folder)
     try:
-        return workshop.check(CHECK_S)
+        return workshop.check(CHECK_S).wrong
     except WorkFailed as failed:
-        return (str(failed),)
+        return (failed.in_full,)
     finally:
         workshop.stop()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flows.code_digest import check_same_code
 from flows.model import GlobalModel
-from flows.plan import Plan, PlanError
+from flows.plan import Plan
 from flows.policy import load_task
 from flows.privacy import alone, fingerprint
 from flows.tables import (
@@ -28,10 +28,12 @@ from flows.tables import (
     training_seed,
     training_values,
 )
-from flows.workshop import Described, Values, Worked, WorkFailed, WorkOrder
+from flows.task_errors import in_full, noted, what
+from flows.workshop import Checked, Described, Values, Worked, WorkFailed, WorkOrder
 from ml_tasks import tabular, training
 from ml_tasks.alone import evaluate_alone
 from ml_tasks.independence import check_stands_alone
+from ml_tasks.misfits import given, misfits
 from ml_tasks.noised_metrics import count_noised
 from ml_tasks.private import clipped_sum, count_units, one_each, private_steps
 from ml_tasks.task import DataError, Examples, SiteData, Task
@@ -85,6 +87,8 @@ class LocalWork:
                     f"no folder is named for the data set {self.plan.data}: use --data, or [data] in site.toml"
                 )
             data = self.task.load(self._folder, self.site)
+            if not isinstance(data, SiteData):
+                raise DataError(f"load gives a {type(data).__name__}: give SiteData(train, test)")
             if (data.validation is not None) != self.task.validates:
                 raise DataError(
                     "load gives validation examples if and only if the task says validates = True: make them agree"
@@ -192,38 +196,48 @@ class LocalWork:
             *given, model.vector, model.standardisation, steps, rules.clip, length, choose, noise, check_time=check_time
         )
 
-    def check(self) -> tuple[str, ...]:
-        """Read the data and try the task on them; gives every reason why plan, task and data do not fit.
+    def check(self, check_time: Callable[[], None] = lambda: None) -> Checked:
+        """Read the data and try the task on them, as a site does in its rounds.
 
         They must load, hold numbers, targets and columns as the task says, and give each example one finite logit and
-        loss with the untrained model. With privacy for records each unit must stand alone (SPEC 12.4).
+        loss with the untrained model; one step of training must succeed. With privacy for records each unit must stand
+        alone (SPEC 12.4). The task is not tried on data that do not fit: it would fail for them.
+
+        Raises:
+            Exception: whatever the task's code raises, with a note that says on what.
         """
         try:
             data = self.data
         except DataError as error:
-            return (str(error),)
-        vector = training.initial_vector(self.task, self.plan.seed)
-        bounds = tabular.from_bounds(self.task.features) if self.task.features else None
-        found = []
-        for name, examples in (("train", data.train), ("test", data.test), ("validation", data.validation)):
-            if examples is None:
-                continue
-            if np.isinf(examples.features).any():
-                found.append(f"{name}: a feature is infinite: mend the data, or have load mark it as missing (NaN)")
-            if not np.isin(examples.targets, (0, 1)).all():
-                found.append(f"{name}: a target is neither 0 nor 1")
-            try:
-                if self.task.features:
-                    tabular.moments(examples.features[:1], self.task.features)
-                training.evaluate(self.task, examples, vector, bounds)
-            except Exception as error:  # a task's own code may fail in any way
-                found.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
+            return Checked((str(error),), {})
+        found = [
+            f"{part}: {reason}"
+            for part, examples in data.parts.items()
+            for reason in misfits(examples, self.task.features)
+        ]
+        if not found:
+            self._try(data, check_time)
         if self.plan.privacy.unit == "record":
             try:
                 check_stands_alone(self.task, data.train)
             except DataError as error:
                 found.append(str(error))
-        return tuple(found)
+        return Checked(tuple(found), {part: len(examples) for part, examples in data.parts.items()})
+
+    def _try(self, data: SiteData, check_time: Callable[[], None]) -> None:
+        """Evaluate the untrained model on all examples and train it for one step; with privacy for records, which never
+        meet in a step, only evaluate it.
+        """
+        vector = training.initial_vector(self.task, self.plan.seed)
+        bounds = tabular.from_bounds(self.task.features) if self.task.features else None
+        for part, examples in data.parts.items():
+            with noted(f"evaluating the {part} examples, {given(examples)}"):
+                training.evaluate(self.task, examples, vector, bounds)
+        if self.plan.privacy.unit != "record":
+            step = replace(LocalTraining(**self.plan.local.model_dump()), steps=1)
+            size = min(step.batch_size, len(data.train))
+            with noted(f"a step of training on {size} of the train examples, {given(data.train)}"):
+                training.train(self.task, data.train, vector, bounds, step, self.plan.seed, check_time=check_time)
 
 
 def secret_seed() -> int:
@@ -251,9 +265,9 @@ class InProcess:
         """As ``Workshop``."""
         return self._within(limit_s, lambda work, check_time: work.described)
 
-    def check(self, limit_s: float) -> tuple[str, ...]:
+    def check(self, limit_s: float) -> Checked:
         """As ``Workshop``."""
-        return self._within(limit_s, lambda work, check_time: work.check())
+        return self._within(limit_s, lambda work, check_time: work.check(check_time))
 
     def work(self, order: WorkOrder, limit_s: float) -> Worked:
         """As ``Workshop``."""
@@ -286,8 +300,6 @@ class InProcess:
             raise WorkFailed(f"it was not done within {limit_s:g} s") from None
         finally:
             ended.set()
-        if isinstance(answer, DataError | PlanError):
-            raise WorkFailed(str(answer)) from answer
         if isinstance(answer, BaseException):
-            raise WorkFailed(f"{type(answer).__name__}: {' '.join(str(answer).split())}") from answer
+            raise WorkFailed(what(answer), in_full(answer, self._given[0].task)) from answer
         return answer

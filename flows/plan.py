@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from flows.plan_words import wrong
 from ml_tasks.noised_metrics import Counting, choose, noise_of
 from protocols.contexts import SPEC_VERSION, SiteName, canonical, sha256, threshold_refusal
 from protocols.files import NotToml, read_toml
@@ -416,7 +417,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     """Read a plan from TOML; ``overrides`` are ``a.b=c`` with a TOML value, or a bare word for a string.
 
     Raises:
-        PlanError: one line: the file, the field and what is wrong with it.
+        PlanError: one line: the file, or the override that it came from, the field and what is wrong with it.
     """
     try:
         raw = read_toml(path)
@@ -426,11 +427,16 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         raise PlanError(f"{path}: is not TOML: {error}") from None
     for override in overrides:
         _override(raw, override)
-    return make_plan(raw, source=str(path))
+    return make_plan(raw, source=str(path), overrides=overrides)
 
 
-def make_plan(raw: object, *, source: str) -> Plan:
+def make_plan(raw: object, *, source: str, overrides: Sequence[str] = ()) -> Plan:
     """Check a plan's fields.
+
+    Args:
+        raw: the fields.
+        source: where they come from.
+        overrides: what was put in their place, each ``a.b=c``: a wrong field is blamed on its own.
 
     Raises:
         PlanError: one line that names the first wrong field.
@@ -439,9 +445,13 @@ def make_plan(raw: object, *, source: str) -> Plan:
         return Plan.model_validate(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "plan"
+        place = tuple(str(part) for part in first["loc"])
+        for override in overrides:
+            names = tuple(override.partition("=")[0].split("."))
+            if place and place[: len(names)] == names[: len(place)]:
+                source = f"--set {override}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise PlanError(f"{source}: {field}: {first['msg'].removeprefix('Value error, ')}{more}") from None
+        raise PlanError(f"{source}: {'.'.join(place) or 'plan'}: {wrong(first, Plan)}{more}") from None
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -452,7 +462,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     for parent in parents:
         raw = raw.setdefault(parent, {})
         if not isinstance(raw, dict):
-            raise PlanError(f"--set {override}: {parent} is not a table")
+            raise PlanError(f"--set {override}: {parent} is not a table: it has no fields to set")
     try:
         raw[last] = tomllib.loads(f"value = {text}")["value"]
     except ValueError:  # a TOMLDecodeError, or a number of more digits than Python reads

@@ -14,6 +14,9 @@ from protocols.ledger import Budget
 if TYPE_CHECKING:  # a site's worker reads policies and has no need of PyTorch
     from ml_tasks.task import Task
 
+MOST_PARAMETERS = 50_000_000
+"""The longest model vector of a site that does not say another, and of local mode."""
+
 TaskPath = Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
 
 
@@ -44,7 +47,7 @@ class Policy(BaseModel):
     min_threshold: int = Field(default=3, ge=3, description="Fewest sites that a sum may be opened with.")
     colluding: int = Field(default=1, ge=1, description="Sites that a plan must at least assume to collude.")
     max_rounds: int = Field(default=1000, ge=1, description="Most rounds that a plan may have.")
-    max_parameters: int = Field(default=50_000_000, ge=1, description="Longest model vector.")
+    max_parameters: int = Field(default=MOST_PARAMETERS, ge=1, description="Longest model vector.")
     max_train_s: float = Field(default=86_400.0, gt=0, description="Longest local step that a plan may ask for.")
     max_memory_mib: int = Field(
         default=8192, ge=256, description="Mebibytes that a task may take beside Python and PyTorch."
@@ -101,7 +104,8 @@ def load_task(path: str) -> "Task":
     """Import a task by ``module:Class``. At a site, only after ``check_policy``.
 
     Raises:
-        PlanError: if it does not import or is not a task.
+        PlanError: if it does not import, is not a task, or does not say what it is; of what the import raised, the
+            cause knows the line.
     """
     from ml_tasks.task import Task
 
@@ -112,7 +116,10 @@ def load_task(path: str) -> "Task":
         task = found() if isinstance(found, type) and issubclass(found, Task) else None
     except Exception as error:  # a user's module may fail in any way
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise PlanError(f"task {path}: does not import ({why}): install its package or mend it") from None
+        raise PlanError(f"task {path}: does not import ({why}): install its package or mend it") from error
     if task is None:
         raise PlanError(f"task {path}: is not a subclass of ml_tasks.task.Task")
+    for words in ("title", "provenance"):
+        if not isinstance(getattr(task, words, None), str):
+            raise PlanError(f'task {path}: has no {words}: write {words} = "..." in its class')
     return task

@@ -349,11 +349,11 @@ class Site:
                 self.record.append("stopped", step=step, training=context.training, round=context.round)
                 return {}
             # The text may say what is in the data: it is for this site's people alone.
-            self.failures[context.training] = str(failed)
+            self.failures[context.training] = failed.in_full
             self.record.fail(
-                str(failed), step=step, training=context.training, round=context.round, attempt=context.attempt
+                failed.in_full, step=step, training=context.training, round=context.round, attempt=context.attempt
             )
-            self._log.error("%s failed in %s: %s", step, context.training, failed, exc_info=failed.__cause__)
+            self._log.error("%s failed in %s: %s", step, context.training, failed.in_full, exc_info=failed.__cause__)
             return {}
         return worked.values
 

@@ -6,7 +6,7 @@ a ``WorkFailed`` whose reason stays at the site: nothing that leaves before a ma
 imported here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,7 +21,19 @@ Values = dict[str, NDArray[Any]]
 
 
 class WorkFailed(Exception):
-    """Local work that gave nothing: one line for the site's own log and its data steward, for nobody else."""
+    """Local work that gave nothing: one line for the site's own log and its data steward, for nobody else.
+
+    Attributes:
+        in_full: with the line of the task's code and on what it failed, where that is known. A refusal to join quotes
+            the reason, and so the place is not in it.
+    """
+
+    def __init__(self, reason: str, in_full: str = "") -> None:
+        super().__init__(reason, in_full)
+        self.in_full = in_full or reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +81,19 @@ class Described:
         return len(self.bounds)
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a look at a site's data has found.
+
+    Attributes:
+        wrong: every reason why plan, task and data do not fit, in full; empty where they do.
+        examples: how many there are of each part: train, test, and validation where the task has it.
+    """
+
+    wrong: tuple[str, ...]
+    examples: Mapping[str, int]
+
+
 class Workshop(Protocol):
     """Does one training's local work at one site, one order at a time."""
 
@@ -79,11 +104,11 @@ class Workshop(Protocol):
             WorkFailed: the task cannot be used, or has not answered in time.
         """
 
-    def check(self, limit_s: float) -> tuple[str, ...]:
-        """Read the data and try the task on them; gives every reason why they do not fit, in full.
+    def check(self, limit_s: float) -> Checked:
+        """Read the data and try the task on them.
 
         Raises:
-            WorkFailed: that could not be found out in time.
+            WorkFailed: the task's own code failed, or that could not be found out in time.
         """
 
     def work(self, order: WorkOrder, limit_s: float) -> Worked:

@@ -12,9 +12,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 CLIP_RATE = 0.2
 """How fast a clip adapts: Andrew et al.'s for all of their tasks."""
+
+
+def check_model(model: object) -> None:
+    """Check that a task's model can be flattened, before it is.
+
+    Raises:
+        ValueError: it is no module, has no parameters, or a layer whose size its first batch would give.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model gives a {type(model).__name__}: give a torch.nn.Module")
+    for name, entry in model.state_dict().items():
+        if is_lazy(entry):
+            raise ValueError(f"{name} has no size before its first batch: give the layer its sizes, not a Lazy one")
+    if not any(entry.numel() for entry in _entries(model)):
+        raise ValueError("it has no parameters")
 
 
 def to_vector(model: nn.Module) -> NDArray[np.float32]:

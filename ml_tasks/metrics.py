@@ -86,19 +86,20 @@ def summarise(counts: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
     neither fails nor takes much memory. Counts below zero are taken as zero.
 
     Returns:
-        examples; loss, accuracy, calibration_error and observed_expected if there is an example; auroc and auprc if
-        there is one of each class, auprc for at most `MOST_POSITIVES` positives. Never NaN.
+        examples; loss if there is one. Accuracy, calibration_error, observed_expected, auroc and auprc are of two
+        classes: they are there if there is an example of each, auprc for at most `MOST_POSITIVES` positives. Never
+        NaN.
     """
     examples = float(counts["examples"][0])
     positives, negatives = np.maximum(counts["positives"], 0.0), np.maximum(counts["negatives"], 0.0)
     summary = {"examples": examples}
     if examples > 0:
         summary["loss"] = float(counts["loss"][0]) / examples
-        summary["accuracy"] = float(counts["correct"][0]) / examples
-    if positives.sum() + negatives.sum() > 0:
+    if positives.sum() > 0 and negatives.sum() > 0:
+        if examples > 0:
+            summary["accuracy"] = float(counts["correct"][0]) / examples
         summary["calibration_error"] = calibration_error(positives, negatives)
         summary["observed_expected"] = observed_expected(positives, negatives)
-    if positives.sum() > 0 and negatives.sum() > 0:
         summary["auroc"] = auroc(positives, negatives)
         if positives.sum() <= MOST_POSITIVES:
             summary["auprc"] = auprc(positives, negatives)

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+MOST_WHOLE = 2**24
+"""Up to here float32 holds every integer."""
+
 
 class DataError(Exception):
     """A site's data cannot be used.
@@ -30,6 +33,8 @@ class DataError(Exception):
 class Examples:
     """Rows to learn from.
 
+    Numbers of other types, lists and tensors are turned into float32 arrays, and targets (n, 1) into (n,).
+
     Args:
         features: (n, ...) float32; NaN marks a missing value.
         targets: (n,) float32.
@@ -37,7 +42,7 @@ class Examples:
             where each record is one of its own.
 
     Raises:
-        ValueError: if they differ in length.
+        ValueError: if they differ in length, or hold no numbers, or integers that float32 cannot hold.
     """
 
     features: NDArray[np.float32]
@@ -45,6 +50,11 @@ class Examples:
     groups: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
+        targets = _as_float32(self.targets, "targets")
+        object.__setattr__(self, "features", _as_float32(self.features, "features"))
+        object.__setattr__(self, "targets", targets[:, 0] if targets.shape[1:] == (1,) else targets)
+        if self.groups is not None:
+            object.__setattr__(self, "groups", np.asarray(self.groups))
         if self.targets.shape != self.features.shape[:1]:
             raise ValueError(f"features {self.features.shape} and targets {self.targets.shape} differ in length")
         if self.groups is not None and self.groups.shape != self.targets.shape:
@@ -54,13 +64,42 @@ class Examples:
         return len(self.targets)
 
 
+def _as_float32(given: object, name: str) -> NDArray[np.float32]:
+    """Turn numbers of any type into float32, where that changes none beyond rounding."""
+    if isinstance(given, Tensor):
+        given = given.detach().cpu()
+        given = given.float() if given.is_floating_point() else given  # numpy has no bfloat16
+    array = np.asarray(given)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"{name} are of type {array.dtype}, which holds no plain numbers: convert them to float32")
+    if array.dtype.kind in "iu" and array.size and max(-int(array.min()), int(array.max())) > MOST_WHOLE:
+        raise ValueError(f"{name} hold integers beyond 2^24, which float32 cannot tell apart: number them anew")
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is named as that
+        return array.astype(np.float32, copy=False)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SiteData:
-    """One site's examples. `test` serves the final evaluation and nothing else."""
+    """One site's examples. `test` serves the final evaluation and nothing else.
+
+    Raises:
+        ValueError: if a part is something else.
+    """
 
     train: Examples
     test: Examples
     validation: Examples | None = None
+
+    def __post_init__(self) -> None:
+        for name, examples in self.parts.items():
+            if not isinstance(examples, Examples):
+                raise ValueError(f"{name} is a {type(examples).__name__}: give Examples(features, targets)")
+
+    @property
+    def parts(self) -> dict[str, Examples]:
+        """The examples by the part that they serve."""
+        parts = {"train": self.train, "test": self.test}
+        return parts if self.validation is None else parts | {"validation": self.validation}
 
     @property
     def monitored(self) -> tuple[Literal["train", "validation"], Examples]:

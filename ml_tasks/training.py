@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from ml_tasks.averaging import load_vector, to_vector
+from ml_tasks.averaging import check_model, load_vector, to_vector
 from ml_tasks.metrics import count
 from ml_tasks.noised_metrics import Counting, count_noised
 from ml_tasks.tabular import Standardisation, apply
@@ -59,9 +59,15 @@ class LocalTraining:
 
 
 def initial_vector(task: Task, seed: int) -> NDArray[np.float32]:
-    """Initialise the task's model from `seed`, 0 <= seed < 2^64, and flatten it."""
+    """Initialise the task's model from `seed`, 0 <= seed < 2^64, and flatten it.
+
+    Raises:
+        ValueError: if there is nothing to flatten (see `check_model`).
+    """
     with seeded(seed, torch.device("cpu")):
-        return to_vector(task.model())
+        model = task.model()
+    check_model(model)
+    return to_vector(model)
 
 
 def train(

@@ -57,13 +57,16 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read.
-        NotToml: it is not TOML in UTF-8, names something twice, or is nested too deep or a number too long for Python.
+        NotToml: it is not TOML in UTF-8 (with a byte-order mark or without), names something twice, or is nested too
+            deep or a number too long for Python.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
             raise NotToml(f"a line has more than {MOST_DOTS} dots")
         return tomllib.loads(text)
+    except UnicodeDecodeError:
+        raise NotToml("it is not UTF-8: save it as that") from None
     except (ValueError, RecursionError) as error:
         raise NotToml(" ".join(str(error).split())[:200]) from None
 

@@ -63,7 +63,7 @@ BEFORE_THE_SUM: tuple[Mutant, ...] = (
         "flows/joining.py",
         "        agreed = Agreed(plan, described, workshop, chosen)\n",
         "        agreed = Agreed(plan, described, workshop, chosen)\n"
-        "        if workshop.check(30.0):\n"
+        "        if workshop.check(30.0).wrong:\n"
         "            raise Refused(site, 'join', 'the data cannot be used')\n",
         WORLDS,
     ),

@@ -6,6 +6,7 @@ site's log. A layer that the site counts on and that cannot be put on ends the p
 
 import importlib.machinery
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -77,7 +78,7 @@ def main(orders: int, answers: int, output: int, *, parent: int, scratch: Path, 
         work = _prepare(first)
         answer = Frame({"ready": True})
     except BaseException as error:  # a task may raise what is no Exception
-        answer = failed(error)
+        answer = failed(error, first)
     send(answers, answer)
     while work is not None:
         try:
@@ -87,7 +88,7 @@ def main(orders: int, answers: int, output: int, *, parent: int, scratch: Path, 
         try:
             answer = perform(work, order)
         except BaseException as error:
-            answer = failed(error)
+            answer = failed(error, first)
         send(answers, answer)
 
 
@@ -125,7 +126,8 @@ def perform(work: "LocalWork", order: Frame) -> Frame:
             described = work.described
             return Frame({"parameters": described.parameters, "bounds": described.bounds})
         case "check":
-            return Frame({"reasons": [reason[:MOST_TEXT] for reason in work.check()]})
+            found = work.check()
+            return Frame({"reasons": [reason[:MOST_TEXT] for reason in found.wrong], "examples": dict(found.examples)})
         case _:
             asked = WorkOrder(
                 purpose=words["purpose"],
@@ -138,15 +140,12 @@ def perform(work: "LocalWork", order: Frame) -> Frame:
             return Frame({"content": worked.content}, worked.values)
 
 
-def failed(error: BaseException) -> Frame:
-    """What the site's log is told of an exception."""
-    from flows.plan import PlanError
-    from ml_tasks.task import DataError
+def failed(error: BaseException, words: Mapping[str, Any]) -> Frame:
+    """What the site's log is told of an exception; the first frame's words name the task."""
+    from flows.task_errors import in_full, what
 
-    text = " ".join(str(error).split())
-    if not isinstance(error, DataError | PlanError):
-        text = f"{type(error).__name__}: {text}"
-    return Frame({"failed": text[:MOST_TEXT]})
+    task = json.loads(words["plan"])["task"]
+    return Frame({"failed": what(error)[:MOST_TEXT], "in full": in_full(error, task)[:MOST_TEXT]})
 
 
 def _prepare(words: Mapping[str, Any]) -> "LocalWork":

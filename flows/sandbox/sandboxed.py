@@ -18,7 +18,7 @@ from flows.plan import Plan
 from flows.sandbox import landlock, view
 from flows.sandbox.frames import Frame, FrameError, receive, send
 from flows.sandbox.parent import START_S, Child, Rules, WarmParent, keep_output
-from flows.workshop import Described, Worked, WorkFailed, WorkOrder
+from flows.workshop import Checked, Described, Worked, WorkFailed, WorkOrder
 
 BESIDE_MODEL = 2**20
 """Bytes of an answer beside vectors of the model's length: weight, counts, moments."""
@@ -88,12 +88,18 @@ class Sandboxed:
         except (KeyError, TypeError, ValueError, OverflowError):
             raise self._lied("what describes no task") from None
 
-    def check(self, limit_s: float) -> tuple[str, ...]:
+    def check(self, limit_s: float) -> Checked:
         """As ``Workshop``."""
-        reasons = self._ask(Frame({"do": "check"}), limit_s, most=0).words.get("reasons")
-        if not isinstance(reasons, list):
+        words = self._ask(Frame({"do": "check"}), limit_s, most=0).words
+        reasons, examples = words.get("reasons"), words.get("examples")
+        if not isinstance(reasons, list) or not isinstance(examples, dict):
             raise self._lied("no reasons")
-        return tuple(str(reason) for reason in reasons)
+        if not reasons and not {"train", "test"} <= examples.keys():
+            raise self._lied("no numbers of examples")
+        try:
+            return Checked(tuple(map(str, reasons)), {str(part): int(number) for part, number in examples.items()})
+        except (TypeError, ValueError, OverflowError):
+            raise self._lied("no numbers of examples") from None
 
     def work(self, order: WorkOrder, limit_s: float) -> Worked:
         """As ``Workshop``."""
@@ -136,7 +142,7 @@ class Sandboxed:
                 raise
             child.parent.tell("pause", child.number)
             if "failed" in answer.words:
-                raise WorkFailed(str(answer.words["failed"]))
+                raise failed(answer)
             return answer
 
     def _lied(self, what: str) -> WorkFailed:
@@ -171,15 +177,15 @@ class Sandboxed:
         ends = time.monotonic() + START_S
         try:
             send(orders, Frame(self._allowed(parent, package)), ends=ends)
-            answer = receive(answers, most=0, ends=ends).words
+            answer = receive(answers, most=0, ends=ends)
         except BaseException as error:
             how = child.end()
             if isinstance(error, FrameError):
                 raise WorkFailed(f"the task's process did not start: {error} ({how})") from None
             raise
-        if "failed" in answer:
+        if "failed" in answer.words:
             child.end()
-            raise WorkFailed(str(answer["failed"]))
+            raise failed(answer)
         return child
 
     def _allowed(self, parent: WarmParent, package: view.Package) -> dict[str, object]:
@@ -203,3 +209,8 @@ class Sandboxed:
             return "it has ended"
         said = child.end()
         return "it was stopped" if self._stopped.is_set() else said
+
+
+def failed(answer: Frame) -> WorkFailed:
+    """Why a child's work failed, in its own words."""
+    return WorkFailed(str(answer.words["failed"]), str(answer.words.get("in full", "")))

@@ -117,7 +117,7 @@ def test_the_console_script_and_its_exit_code_work_from_another_folder(home: Pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--set", "roundz=3"), "roundz: Extra inputs are not permitted"),
+        (("--set", "roundz=3"), "--set roundz=3: roundz: there is no such field: did you mean rounds?"),
         (("--set", "protection.threshold=2"), "2 x threshold (2) must exceed sites (4) + colluding (1)"),
         (("--set", "protection.protocol=plain"), "set protection.allow_insecure = true"),
         (("--set", "task=no_such.module:Task"), "is not installed"),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from flows.fitting import check_all, check_fitting, plans
 from flows.plan import Plan
-from flows.workshop import WorkFailed, Workshop
+from flows.workshop import Checked, WorkFailed, Workshop
 
 
 class Found:
@@ -13,12 +13,13 @@ class Found:
     def __init__(self, plan: Plan, site: str, folder: Path | None) -> None:
         self._plan, self._folder, self.stopped = plan, folder, False
 
-    def check(self, limit_s: float) -> tuple[str, ...]:
+    def check(self, limit_s: float) -> Checked:
         if self._plan.task.endswith("Broken"):
             raise WorkFailed("it does not import")
         if self._folder == Path("bad"):
-            return ("a column is missing", "a target is neither 0 nor 1")
-        return ("its units do not stand alone",) if self._plan.privacy.unit == "record" else ()
+            return Checked(("a column is missing", "a target is neither 0 nor 1"), {"train": 1, "test": 1})
+        wrong = ("its units do not stand alone",) if self._plan.privacy.unit == "record" else ()
+        return Checked(wrong, {"train": 1, "test": 1})
 
     def stop(self) -> None:
         self.stopped = True

@@ -77,20 +77,36 @@ def test_a_malformed_override_is_one_line(override: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"roundz": 3}, "roundz: Extra inputs are not permitted"),
-        ({"local": {"stepz": 3}}, "local.stepz"),
-        ({"rounds": 0}, "rounds"),
+        ({"roundz": 3}, r"roundz: there is no such field: did you mean rounds\?"),
+        ({"local": {"stepz": 3}}, r"local.stepz: .*did you mean local.steps\?"),
+        ({"steps": 3}, r"steps: .*did you mean local.steps\?"),
+        ({"stopping": {"sooner": 3}}, "stopping has patience, metric, keep"),
+        ({"protection": {"update": {"bitz": 16}}}, r"did you mean protection.update.bits\?"),
+        ({"x" * 10**6: 3}, "a plan has name, task, code"),
+        ({"rounds": 0}, "rounds: must be greater than or equal to 1"),
+        ({"rounds": 10.5}, "rounds: must be a whole number"),
+        ({"rounds": "many"}, "rounds: must be a whole number"),
+        ({"rounds": None}, "rounds: must be a whole number"),
+        ({"local": {"learning_rate": "fast"}}, "local.learning_rate: must be a number"),
+        ({"privacy": {"adaptive": "maybe"}}, "privacy.adaptive: must be true or false"),
+        ({"stopping": {"metric": "auc"}}, "stopping.metric: must be 'loss', 'accuracy', 'auroc' or 'auprc'"),
+        ({"name": 3}, "name: must be text in quotes"),
+        ({"name": "My plan"}, "name: must be 1 to 40 of a-z, 0-9 and -"),
+        ({"data": "./heart"}, "data: .*its folder is what --data or site.toml names"),
+        ({"code": "abc"}, "code: must be the 64 hexadecimal digits"),
+        ({"local": "sgd"}, "local: is a table: set a field of it, as in local.steps"),
+        ({"sites": "ann,bob,cat"}, r"""sites: must be a list, as in 'sites=\["north", "east", "south"\]'"""),
         ({"sites": ["ann", "ann", "bob", "cat"]}, "a site is named twice"),
-        ({"sites": ["ann", "bob"]}, "sites"),
-        ({"sites": ["Ann", "bob", "cat"]}, "sites.0"),
+        ({"sites": ["ann", "bob"]}, "sites: at least 3 are needed, 2 are named"),
+        ({"sites": ["Ann", "bob", "cat"]}, "sites.0: a site's name must be 1 to 32 of a-z, 0-9 and -"),
         ({"protection": {"threshold": 2}}, r"2 x threshold \(2\) must exceed sites \(4\) \+ colluding \(1\)"),
         ({"protection": {"threshold": 3, "colluding": 2}}, "must"),
         ({"protection": {"threshold": 5}}, "threshold 5 exceeds the 4 sites"),
         ({"protection": {"protocol": "plain"}}, "allow_insecure"),
-        ({"task": "no colon"}, "task"),
+        ({"task": "my_task.py"}, "task: must be module:Class, as in ml_tasks.heart:Heart"),
         ({"protection": {"update": {"bits": 24}}}, "protection.update.bits"),
         ({"protection": 3}, "protection"),
-        ({"sites": 7}, "sites"),
+        ({"sites": 7}, "sites: must be a list"),
     ],
 )
 def test_every_mistake_in_a_plan_is_one_line_that_names_the_field(fields: dict[str, object], said: str) -> None:
@@ -98,6 +114,30 @@ def test_every_mistake_in_a_plan_is_one_line_that_names_the_field(fields: dict[s
         plan_for(**fields)
     assert str(caught.value).startswith("test: ")
     assert "\n" not in str(caught.value)
+    assert not re.search("Input|String|Tuple|Extra|instance of|parse", str(caught.value)), "a validator's words"
+
+
+@pytest.mark.parametrize(
+    "override", ["local.step=3", "locl.steps=3", "roundz=3", "rounds=1.5", "sites=a,b,c", "local=3"]
+)
+def test_a_field_that_was_overridden_wrongly_is_blamed_on_the_override(override: str) -> None:
+    path = PLANS / "heart.toml"
+    with pytest.raises(PlanError) as caught:
+        read_plan(path, ["seed=1", override])
+    assert str(caught.value).startswith(f"--set {override}: ")
+    with pytest.raises(PlanError) as caught:
+        read_plan(path, ["seed=1", "protection.threshold=1"])
+    assert str(caught.value).startswith(f"{path}: "), "a rule over several fields is blamed on the plan"
+
+
+def test_a_plan_is_read_as_editors_write_it(tmp_path: Path) -> None:
+    text, path = (PLANS / "heart.toml").read_text(), tmp_path / "plan.toml"
+    for content in (b"\xef\xbb\xbf" + text.encode(), text.replace("\n", "\r\n").encode()):
+        path.write_bytes(content)
+        assert read_plan(path) == read_plan(PLANS / "heart.toml")
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(PlanError, match="it is not UTF-8: save it as that"):
+        read_plan(path)
 
 
 def test_a_plan_that_is_no_toml_or_not_there_is_one_line(tmp_path: Path) -> None:
