@@ -158,7 +158,7 @@ def check(
     folder: Folder = HERE,
     data: Annotated[str, typer.Option(help="A data set of site.toml; without one, all of them.")] = "",
 ) -> None:
-    """Check that tasks and data sets fit together; every reason is shown in full. Exit code 1 if they do not."""
+    """Check that tasks and data sets fit together; shows examples and every reason. Exit code 1 if they do not."""
     with one_line():
         site = SiteFolder.read(folder)
     sets = {name: one.path for name, one in site.data.items() if data in ("", name)}
@@ -169,9 +169,14 @@ def check(
         raise fail(f"{strangers[0]}: is not on this site's list: its code does not run here, add it to [policy] tasks")
     with workshops_of(site) as workshops:
         if task and data:
-            lines = check_fitting(site.name, task, data, sets[data], workshops).lines
+            found = check_fitting(site.name, task, data, sets[data], workshops)
+            checked = [([found], found.lines)]
         else:
-            lines = list(check_all(site.name, tasks, sets, workshops))
+            checked = list(check_all(site.name, tasks, sets, workshops))
+    for fitting, _ in checked:
+        for found in fitting:
+            print(one_printed_line(found.counted), file=sys.stderr)
+    lines = [line for _, wrong in checked for line in wrong]
     for line in lines:
         print(one_printed_line(line))
     if lines:
