@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
+from deploy.founding import check_name
 from deploy.site import fail, one_line
 from protocols.files import write_whole
 from protocols.keys import Identity
 from protocols.vault import Vault
 
-app = typer.Typer(no_args_is_help=True, help="Sign plans as an author that the consortium has pinned.")
+app = typer.Typer(no_args_is_help=True, help="Sign plans, where the consortium file names who may write them.")
 
 Folder = Annotated[Path, typer.Option("--folder", help="The author's folder, with the key.")]
 HERE = Path("author")
@@ -23,6 +24,7 @@ def init(
 ) -> None:
     """Make an author's key; print its entry for consortium.toml."""
     with one_line():
+        check_name(name)
         vault = Vault(folder)
         if not vault.has_identity:
             vault.keep_identity(Identity.generate(name))
@@ -40,7 +42,7 @@ def sign(
     folder: Folder = HERE,
     output: Annotated[Path | None, typer.Option(help="The signed template; by default beside the plan.")] = None,
 ) -> None:
-    """Sign a plan; the file goes into the coordinator's folder templates/."""
+    """Sign a plan. Put the file that this writes into the coordinator's folder templates/."""
     from flows.authors import ranges, sign_template
     from flows.plan import PlanError
     from protocols.files import NotToml, read_toml

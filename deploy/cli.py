@@ -23,12 +23,14 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from deploy import author, coordinator, site, steward  # noqa: E402, F401 - after the settings; steward adds to site
+from deploy import author, coordinator, records, site, steward  # noqa: E402, F401 - after the settings; both add to site
 
 STARTING = "Starting. The first time takes longer: a Prefect server makes its database."
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-consortium_app = typer.Typer(no_args_is_help=True, help="The file that says who is who.")
+consortium_app = typer.Typer(
+    no_args_is_help=True, help="Check the consortium file, which holds everybody's public keys."
+)
 app.add_typer(site.app, name="site")
 app.add_typer(coordinator.app, name="coordinator")
 app.add_typer(author.app, name="author")
@@ -83,7 +85,7 @@ def price_plan(
     plan: Annotated[Path, typer.Argument(help="A plan in TOML.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field of the plan: a.b=c.")] = None,
 ) -> None:
-    """Tell what a plan costs and protects; exit code 2, with the reason, where it is refused."""
+    """Show what a plan costs and what it protects. Exit code 2, with the reason, if it is refused."""
     from deploy import run as runs
     from deploy.price import price, show_price
     from flows.code_digest import with_code
@@ -98,7 +100,7 @@ def price_plan(
 
 @app.command()
 def code(task: Annotated[str, typer.Argument(help="A task, module:Class.")]) -> None:
-    """Print the digest of a task's code: of all files of its package, none of which is run."""
+    """Print the digest of a task's code, over all files of its package. None of them is run."""
     from flows.code_digest import code_digest
     from flows.plan import PlanError
 
@@ -120,8 +122,8 @@ def submit(
 @app.command()
 def up(
     sites: Annotated[int, typer.Option(help="How many sites.", min=3, max=40)] = 4,
-    port: Annotated[int, typer.Option(help="Port of the Prefect server on loopback.")] = 4200,
-    folder: Annotated[Path | None, typer.Option(help="Where all parties live; default: $FEDSEAL_HOME/up.")] = None,
+    port: Annotated[int, typer.Option(help="Port of the Prefect server on loopback.", min=1, max=65535)] = 4200,
+    folder: Annotated[Path | None, typer.Option(help="Folder of all parties; default: $FEDSEAL_HOME/up.")] = None,
 ) -> None:
     """Run a server, sites and a coordinator on this machine, with the UI; Ctrl-C ends all of them."""
     from deploy.up import up
@@ -132,11 +134,11 @@ def up(
 
 @app.command()
 def verify(
-    receipt: Annotated[Path, typer.Argument(help="The receipt.json that a training has left.")],
-    consortium: Annotated[Path, typer.Option(help="The consortium file that you were given out of band.")],
+    receipt: Annotated[Path, typer.Argument(help="A training's receipt.json.")],
+    consortium: Annotated[Path, typer.Option(help="The consortium file, as you got it from a source that you trust.")],
     model: Annotated[Path | None, typer.Option(help="Also check that this is the training's model.")] = None,
 ) -> None:
-    """Check who took part in a training, under which plan; offline. Exit code 1 where the receipt does not verify."""
+    """Check, offline, who took part in a training and under which plan. Exit code 1 if the receipt does not verify."""
     from deploy import verify as checks
     from protocols.consortium import ConsortiumError
     from protocols.receipt import ReceiptError
@@ -150,7 +152,7 @@ def verify(
 
 @consortium_app.command("check")
 def check_consortium(file: Annotated[Path, typer.Argument(help="A consortium file.")]) -> None:
-    """Check a consortium file, and print fingerprints to compare with the others' over another way."""
+    """Check a consortium file and print the keys' fingerprints, to compare with the others by phone or in person."""
     from protocols.consortium import ConsortiumError, fingerprint, read_consortium
 
     try:

@@ -1,4 +1,4 @@
-"""``fedseal coordinator`` and ``fedseal submit``: found and serve the coordinator, start a training (SPEC 6.8)."""
+"""``fedseal coordinator`` and ``fedseal submit``: set up and serve the coordinator, start a training (SPEC 6.8)."""
 
 import os
 import sys
@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploy import EXAMPLE
-from deploy.site import DEFAULT_TASKS, fail, found, once_there, one_line
-from flows.settings import COORDINATOR_FILE, CoordinatorFolder, SettingsError
+from deploy.alone import alone
+from deploy.founding import check_exchange, check_server, check_tasks, found
+from deploy.site import DEFAULT_TASKS, fail, once_there, one_line
+from flows.settings import COORDINATOR_FILE, CoordinatorFolder
 from protocols.messages import COORDINATOR
 
 if TYPE_CHECKING:
     from flows.plan import Plan
 
-app = typer.Typer(no_args_is_help=True, help="Found and serve the coordinator.")
+app = typer.Typer(no_args_is_help=True, help="Set up and run the coordinator, which starts trainings.")
 
 Folder = Annotated[Path, typer.Option("--folder", help="The coordinator's folder.", envvar="FEDSEAL_COORDINATOR")]
 HERE = Path("coordinator")
@@ -40,27 +42,35 @@ url = "{exchange}"
 
 @app.command()
 def init(
-    prefect: Annotated[str, typer.Option(help="URL of the Prefect API.")],
-    exchange: Annotated[str, typer.Option(help="fsspec URL of the exchange.")],
+    prefect: Annotated[str, typer.Option(help="URL of the Prefect API, as in https://prefect.example/api.")],
+    exchange: Annotated[str, typer.Option(help="URL of the exchange, as in s3://BUCKET/PREFIX or file:///FOLDER.")],
     folder: Folder = HERE,
-    task: Annotated[list[str] | None, typer.Option(help="A task that plans may name, module:Class.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task that plans may name, module:Class; can be given several times.")
+    ] = None,
 ) -> None:
     """Make the coordinator's folder: key and coordinator.toml; print its entry for consortium.toml."""
     tasks = "[" + ", ".join(f'"{path}"' for path in task or DEFAULT_TASKS) + "]"
-    text = TEMPLATE.format(tasks=tasks, prefect=prefect, exchange=exchange)
     with one_line():
+        check_server(prefect)
+        missing = check_exchange(exchange)
+        check_tasks(task or ())
+        text = TEMPLATE.format(tasks=tasks, prefect=prefect, exchange=exchange)
         public = found(folder, COORDINATOR_FILE, text, COORDINATOR)
-        CoordinatorFolder.read(folder)
     print(f'[coordinator]\nkey = "{public}"')
     print(f"Put this into consortium.toml, with every site's line, and the file into {folder}.", file=sys.stderr)
+    if missing:
+        print(f"warning: the exchange cannot be used yet: {missing}", file=sys.stderr)
 
 
 @app.command()
 def serve(
     folder: Folder = HERE,
-    plan: Annotated[Path | None, typer.Option(help="The plan that the form in the UI begins with.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="The plan that the form in the UI is filled in with at first.")
+    ] = None,
 ) -> None:
-    """Serve the coordinator: run the trainings that are submitted, scheduled or started in the UI."""
+    """Run the coordinator: it runs the trainings that are submitted, scheduled or started in the UI."""
     with one_line():
         coordinator = CoordinatorFolder.read(folder)
         vault = coordinator.open_vault()
@@ -72,7 +82,7 @@ def serve(
     from prefect.utilities.callables import parameter_schema
     from pydantic import Field
 
-    from deploy.worker import CoordinatorWorker, register, serve, serve_alone
+    from deploy.worker import CoordinatorWorker, register, serve
     from flows.authors import first_template
     from flows.plan import Plan, PlanError, read_plan
     from flows.settings import COORDINATOR_POOL, TRAINING, TRAINING_DEPLOYMENT
@@ -86,10 +96,7 @@ def serve(
     except PlanError as error:
         raise fail(error) from None
     with one_line():
-        try:
-            lock = serve_alone(folder)
-        except OSError:
-            raise SettingsError(f"{folder}: another fedseal coordinator serve is running for it") from None
+        lock = alone(folder, "serving", "fedseal coordinator serve")
     schema = parameter_schema(form).model_dump_for_openapi()
     about = "Train a model across sites that keep their data. Fill in the plan; every site decides if it takes part."
     once_there(

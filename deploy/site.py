@@ -1,6 +1,7 @@
-"""``fedseal site``: found a site, serve it, and decide what it takes part in (SPEC 6.8)."""
+"""``fedseal site``: set up a site, serve it, and decide what it takes part in (SPEC 6.8)."""
 
 import os
+import secrets
 import sqlite3
 import subprocess
 import sys
@@ -9,18 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty, Queue
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.alone import alone
+from deploy.founding import check_exchange, check_name, check_server, check_tasks, found, read_data_sets
+from flows.exchange import ExchangeAway
 from flows.pauses import pauses
-from flows.sandbox.host import layers
 from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
-from flows.site_log import SiteLog
-from protocols.consortium import fingerprint
-from protocols.errors import Refused
-from protocols.keys import Identity
-from protocols.ledger import EMPTY_LEDGER, LedgerEntry, charges, check_chain, same_content
+from protocols.errors import ProtocolError
+from protocols.ledger import same_content
 from protocols.vault import Vault
 
 if TYPE_CHECKING:
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 
     from deploy.worker import Refusal
 
-SHOWN_FAILURES = 10
-DELTA = 1e-5
-"""At which epsilon is shown for a data set without a budget."""
+PROBE_BYTES, PROBE_S, PROBE_LIMIT_S = 32, 3.0, 10.0
+"""The object that the exchange is tried with; seconds of trying again; and for all of it, where nothing answers."""
 
-app = typer.Typer(no_args_is_help=True, help="Found and serve a site.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Set up and run a site: what it allows, what it has done, and its data steward's decisions.",
+)
 
 Folder = Annotated[Path, typer.Option("--folder", help="The site's folder.", envvar="FEDSEAL_SITE")]
 HERE = Path("site")
@@ -85,103 +88,137 @@ def one_line() -> Iterator[None]:
         raise fail(f"{error}: see to the folder's disk and its owner", 1) from None
 
 
-def found(folder: Path, file: str, text: str, name: str) -> str:
-    """Write a party's file and make its vault and key; gives the public key.
-
-    Raises:
-        SettingsError: there is one already, or the folder cannot be written.
-    """
-    path = folder / file
-    if path.exists():
-        raise SettingsError(f"{path}: is there already: name another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.touch(mode=0o600)
-        path.write_text(text, encoding="utf-8")
-        vault = Vault(folder / "vault")
-    except OSError as error:
-        raise SettingsError(f"{folder}: cannot be written ({error.strerror})") from None
-    if not vault.has_identity:
-        vault.keep_identity(Identity.generate(name))
-    public = vault.identity.public
-    vault.close()
-    return public
-
-
 @app.command()
 def init(
     name: Annotated[str, typer.Argument(help="The site's name: a-z, 0-9 and -.")],
-    prefect: Annotated[str, typer.Option(help="URL of the Prefect API.")],
-    exchange: Annotated[str, typer.Option(help="fsspec URL of the exchange.")],
+    prefect: Annotated[str, typer.Option(help="URL of the Prefect API, as in https://prefect.example/api.")],
+    exchange: Annotated[str, typer.Option(help="URL of the exchange, as in s3://BUCKET/PREFIX or file:///FOLDER.")],
     folder: Folder = HERE,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="A data set and its folder: name=path, or name alone."),
+        typer.Option(help="A data set and its folder, NAME=FOLDER; can be given several times."),
     ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="A task that may run here, module:Class.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task that may run here, module:Class; can be given several times.")
+    ] = None,
     by_hand: Annotated[bool, typer.Option(help="Each training waits for fedseal site approve.")] = False,
 ) -> None:
-    """Make a site's folder: keys, vault and site.toml; print its entry for consortium.toml."""
-    sets = dict(one.partition("=")[::2] for one in (data if task or data else [EMBEDDED]) or [])
-    text = TEMPLATE.format(
-        name=name,
-        prefect=prefect,
-        exchange=exchange,
-        data="".join(
-            f"{one} = {_quoted(str(Path(path).absolute())) if path else '{}'}\n" for one, path in sets.items()
-        ),
-        tasks="[" + ", ".join(_quoted(path) for path in task or DEFAULT_TASKS) + "]",
-        approval="by-hand" if by_hand else "automatic",
-    )
+    """Make a site's folder: keys, vault and site.toml; print its entry for consortium.toml.
+
+    Every word is checked before anything is made.
+    """
     with one_line():
+        check_name(name)
+        check_server(prefect)
+        missing = check_exchange(exchange)
+        check_tasks(task or ())
+        sets = read_data_sets((data if task or data else [EMBEDDED]) or (), EMBEDDED)
+        text = TEMPLATE.format(
+            name=name,
+            prefect=prefect,
+            exchange=exchange,
+            data="".join(f"{one} = {_quoted(str(path)) if path else '{}'}\n" for one, path in sets.items()),
+            tasks="[" + ", ".join(_quoted(path) for path in task or DEFAULT_TASKS) + "]",
+            approval="by-hand" if by_hand else "automatic",
+        )
         public = found(folder, SITE_FILE, text, name)
-        SiteFolder.read(folder)
     print(f'{name} = "{public}"')
     print(f"Enter this line under [sites] in consortium.toml, and put that file into {folder}.", file=sys.stderr)
+    if missing:
+        print(f"warning: the exchange cannot be used yet: {missing}", file=sys.stderr)
 
 
 @app.command()
 def serve(
     folder: Folder = HERE,
-    check: Annotated[bool, typer.Option(help="Check at the start whether the tasks and the data sets fit.")] = True,
+    check: Annotated[
+        bool, typer.Option(help="Also check, at the start, that tasks and data sets fit together.")
+    ] = True,
 ) -> None:
-    """Serve the site: wait for trainings and take part in those that the policy allows. Opens no port."""
+    """Run the site: wait for trainings and take part in those that its policy allows. Opens no port."""
     with one_line():
         site = SiteFolder.read(folder)
         vault = site.open_vault()
         site.check_identity(vault.identity, site.consortium)
         site.open_exchange()
     os.environ.update(site.prefect.environment)
-    from deploy.worker import Parameters, SiteWorker, register, serve, serve_alone
+    from deploy.worker import Parameters, SiteWorker, register, serve
     from flows.logs import keep_log
     from flows.settings import PARTICIPATE, pool_of
 
     with one_line():
-        try:
-            lock = serve_alone(folder)
-        except OSError:
-            raise SettingsError(f"{folder}: another fedseal site serve is running for it") from None
+        lock = alone(folder, "serving", "fedseal site serve")
     keep_log("fedseal", folder / "site.log")
     pool, limit = pool_of(site.name), site.policy.max_trainings
     description = f"The part of {site.name} in a training. Cancel one to withdraw."
     schema = Parameters.model_json_schema()
     once_there(site.prefect, lambda: register(pool, SiteWorker.type, PARTICIPATE, site.name, description, schema))
     print(f"{site.name} serves; what it does is in {folder / 'site.log'}", file=sys.stderr, flush=True)
-    if check and site.data:
-        threading.Thread(target=warn_of, args=(folder,), daemon=True).start()
+    for groups in same_content(vault.ledger()):
+        warn(f"{', '.join(groups)}: hold the same content, and their charges count against each other: see site.toml")
+    threading.Thread(target=warn_of, args=(site, check), daemon=True).start()
     with lock:
         serve(SiteWorker(folder, pool, site.name, refusal_of(vault), limit))
 
 
-def warn_of(folder: Path) -> None:
-    """Say on the terminal which tasks and data sets do not fit each other, a line each, as ``fedseal site check`` does.
+def warn_of(site: SiteFolder, check: bool) -> None:
+    """Say on the terminal what is wrong and may pass, or that only trainings will meet, a line each.
 
-    In a process of its own: what serves a site imports no task.
+    Args:
+        site: the site's folder.
+        check: also whether tasks and data sets fit, as ``fedseal site check`` does.
     """
-    words = [sys.executable, "-P", "-m", "deploy.cli", "site", "check", "--folder", str(folder.absolute())]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)  # noqa: S603
-    for line in (done.stdout if done.returncode == 1 else done.stderr).splitlines():
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+    from deploy.server_check import clock_warning
+
+    for warning in (clock_warning(site.prefect), exchange_warning(site)):
+        if warning:
+            warn(warning)
+    if check and site.data:
+        # In a process of its own, which ends with this one: what serves a site imports no task.
+        words = [
+            "deploy.child",
+            str(os.getpid()),
+            "deploy.cli",
+            "site",
+            "check",
+            "--folder",
+            str(site.folder.absolute()),
+        ]
+        done = subprocess.run(  # noqa: S603 - our own words
+            [sys.executable, "-P", "-m", *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+        for line in (done.stdout if done.returncode == 1 else done.stderr).splitlines():
+            warn(line)
+
+
+def exchange_warning(site: SiteFolder) -> str:
+    """Write, read and delete an object of this site's own on the exchange; say what is wrong, or ``""``."""
+    place = f"the exchange {site.exchange_url}"
+    mend = "no training goes on here until that works: see to it, or correct [exchange] in site.toml"
+    content, tried = secrets.token_bytes(PROBE_BYTES), Queue[str]()
+
+    def probe() -> None:
+        exchange, done = site.open_exchange(PROBE_S), "written to"
+        try:
+            digest = exchange.put(site.name, content)
+            done = "read from"
+            exchange.get(site.name, digest, size=PROBE_BYTES)
+            done = "deleted from"
+            exchange.delete(site.name, digest)
+        except (ExchangeAway, ProtocolError) as error:
+            tried.put(f"{place} cannot be {done}: {error.reason}: {mend}")
+        tried.put("")
+
+    threading.Thread(target=probe, daemon=True).start()
+    try:
+        return tried.get(timeout=PROBE_LIMIT_S)
+    except Empty:
+        return f"{place} has not answered within {PROBE_LIMIT_S:g} s: {mend}"
+
+
+def warn(line: str) -> None:
+    """Say what does not stop the site."""
+    print(f"warning: {one_printed_line(line)}", file=sys.stderr, flush=True)
 
 
 def refusal_of(vault: Vault) -> "Refusal":
@@ -202,61 +239,14 @@ def refusal_of(vault: Vault) -> "Refusal":
     return refusal
 
 
-@app.command()
-def status(folder: Folder = HERE) -> None:
-    """Tell what failed here, who the site is, and what became of each training."""
-    with one_line():
-        site = SiteFolder.read(folder)
-        vault = site.open_vault()
-    for line in failure_lines(vault):
-        print(line)
-    print(f"{site.name}: key {vault.identity.public} (compare: {fingerprint(vault.identity.public)})")
-    for groups in same_content(vault.ledger()):
-        print(f"CAUTION {', '.join(groups)}: hold the same content, and their charges count against each other")
-    for line in training_lines(vault):
-        print(line)
-    print(f"sandbox = {site.policy.sandbox}; on this host:")
-    for layer in layers():
-        print(f"  {layer.name}: {'holds' if layer.holds else 'does not hold'}: {layer.why}")
-
-
-def failure_lines(vault: Vault) -> list[str]:
-    """The latest failures of local work, which nobody outside the site is told of."""
-    failures = SiteLog(vault.folder).failures()
-    lines = [
-        one_printed_line(
-            f"FAILED {failure.time:%Y-%m-%d %H:%M:%S} {failure.fields.get('step', 'work')} in "
-            f"{failure.fields.get('training', 'a training')}: {failure.reason}"
-        )
-        for failure in failures[-SHOWN_FAILURES:]
-    ]
-    more = len(failures) - len(lines)
-    return [f"{more} earlier failures are in {vault.folder}", *lines] if more else lines
-
-
 def one_printed_line(text: str) -> str:
     """Text of others as a terminal may show it: in one line, with no commands in it."""
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-def training_lines(vault: Vault) -> list[str]:
-    """What became of each training, plan by plan."""
-    trainings, decisions = vault.trainings(), vault.decisions()
-    left = {one.training for one in decisions if one.withdrawn}
-    words = {(one.training, one.plan or trainings.get(one.training, "")): one.decision for one in decisions}
-    agreed = {(name, plan): "agreed" for name, plan in trainings.items() if name not in left}
-    lines = []
-    for (training, plan), word in sorted((agreed | words).items()):
-        confirmed = sum(context.confirmed for context in vault.of_training(training))
-        lines.append(f"{training}: {word}, {confirmed} sums confirmed, plan {plan or 'unknown'}")
-        if word == "pending":
-            lines.append(f"  waits for you: fedseal site show {training}")
-    return lines or ["no training yet"]
-
-
 @app.command()
 def policy(folder: Folder = HERE) -> None:
-    """Show what the site allows, defaults included."""
+    """Show what the site allows, including the defaults."""
     with one_line():
         site = SiteFolder.read(folder)
     for name, field in type(site.policy).model_fields.items():
@@ -270,68 +260,28 @@ def policy(folder: Folder = HERE) -> None:
         )
 
 
-@app.command()
-def ledger(
-    folder: Folder = HERE,
-    accept: Annotated[
-        bool, typer.Option("--accept", help="After a vault was moved or restored: what its data were charged is known.")
-    ] = False,
-) -> None:
-    """Show what each budget group was charged with, and how much is left. Exit code 2 if the ledger was changed."""
-    with one_line():
-        site = SiteFolder.read(folder)
-        vault = site.open_vault()
-    from flows.privacy import events_in
-    from protocols.privacy.accounting import epsilon
-
-    try:
-        check_chain(site.name, vault.ledger_lines())
-    except Refused as refused:
-        raise fail(refused.reason) from None
-    if accept:
-        with one_line(), vault.exclusive():
-            vault.enter(LedgerEntry("accepted", EMPTY_LEDGER))
-    entries = vault.ledger()
-    for number, entry in enumerate(entries, start=1):
-        charge = f" {entry.charge.data}" if entry.charge else ""
-        print(f"{number}: {entry.kind}{charge} {entry.context[:16]}")
-    charged = {entry.charge.data for entry in entries if entry.charge}
-    for group in sorted({site.group_of(data) for data in charged} | set(site.policy.budgets)):
-        budget = site.policy.budget(group)
-        delta = budget.delta if budget else DELTA
-        used = epsilon(events_in(charges(entries, {group, *site.members(group)})), delta)
-        print(f"{group}: epsilon {used:.4g} at delta {delta:g}, {f'of {budget.epsilon:g}' if budget else 'no budget'}")
-    for groups in same_content(entries):
-        print(f"{', '.join(groups)}: hold the same content, and count against each other")
-    if not entries:
-        print("no sum yet")
-
-
 def once_there(server: PrefectServer, do: Callable[[], None]) -> None:
-    """Do something at the Prefect server, as soon as it answers; say once that it does not.
+    """Do something at the Prefect server, as soon as it answers; say once why it cannot be done yet.
 
     It is waited for with growing pauses: a site may well be started before the server, or while it is away.
+
+    Raises:
+        typer.Exit: what is wrong does not pass by itself; one line says what mends it.
     """
     import httpx
 
-    from flows.mailbox import is_away
+    from deploy.server_check import trouble_of
 
     said = False
     for pause_s in pauses(1.0, 30.0):
         try:
             return do()
-        except httpx.HTTPError as error:
-            why = (
-                f"HTTP {error.response.status_code}"
-                if isinstance(error, httpx.HTTPStatusError)
-                else type(error).__name__
-            )
-            if not is_away(error):
-                raise fail(
-                    f"the Prefect server at {server.url} refuses ({why}): mend url or auth in [prefect]"
-                ) from None
+        except (httpx.HTTPError, ValueError) as error:
+            trouble = trouble_of(server, error)
+        if not trouble.may_pass:
+            raise fail(f"the Prefect server at {server.url} {trouble.reason}") from None
         if not said:
-            print(f"fedseal: the Prefect server at {server.url} does not answer ({why}): waiting", file=sys.stderr)
+            print(f"fedseal: the Prefect server at {server.url} {trouble.reason}: waiting", file=sys.stderr, flush=True)
         said = True
         time.sleep(pause_s)
 

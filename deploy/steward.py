@@ -8,11 +8,12 @@ import json
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Annotated
 
 import typer
 
+from deploy.accounts import read_log
 from deploy.site import HERE, Folder, app, fail, one_line, one_printed_line
 from flows.code_digest import code_digest, without_code
 from flows.data_sets import choose
@@ -21,7 +22,7 @@ from flows.plan import Plan, PlanError, make_plan
 from flows.roster_memory import why_too_close
 from flows.sandbox.sandboxed import SandboxedWorkshops
 from flows.settings import SettingsError, SiteFolder
-from flows.site_log import LogChanged, SiteLog
+from flows.site_log import SiteLog
 from flows.workshop import WorkFailed, Workshops
 from protocols.consortium import fingerprint
 from protocols.decisions import Decision
@@ -35,23 +36,26 @@ DESCRIBE_S = 120.0
 LEAST_DIGITS = 12
 """Of a digest that is typed: its first digits alone name a plan that was shown here, and no other that waits."""
 
-Training = Annotated[str, typer.Argument(help="The training's name.")]
+MOST_NAMES = 5
+"""Of trainings that may have been meant."""
+
+Training = Annotated[str, typer.Argument(help="The training's name, as in fedseal site status.")]
 
 
 @app.command()
 def show(
     training: Training,
     folder: Folder = HERE,
-    text: Annotated[bool, typer.Option("--text", help="Print the plans themselves, as JSON.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Print the plans themselves as JSON.")] = False,
 ) -> None:
-    """Tell what a training asks of this site, plan by plan, before you approve one."""
+    """Show what a training asks of this site, before you approve its plan."""
     with one_line():
         site = SiteFolder.read(folder)
         vault = site.open_vault()
     plans = vault.plans(training)
     known = vault.decision(training)
     if not plans and known is None:
-        raise fail(f"{training}: no plan of this name waits here: see fedseal site status")
+        raise fail(not_known(training, known_trainings(vault)))
     if known is not None and known.withdrawn:
         print(withdrawn_line(training, known))
     for digest, canonical in plans.items():
@@ -77,13 +81,14 @@ def approve(
     ] = "",
     folder: Folder = HERE,
 ) -> None:
-    """Let the site take part in a training under exactly the plan that you name; fedseal site show shows it."""
+    """Approve a training under exactly the plan that you name, which fedseal site show has shown you."""
     with one_line():
         site = SiteFolder.read(folder)
         vault = site.open_vault()
     plans = vault.plans(training)
     if not plans:
-        raise fail(f"{training}: no plan of this name waits here: see fedseal site status")
+        waiting = {one.training for one in vault.decisions() if vault.plans(one.training)}
+        raise fail(not_known(training, waiting, "no plan of this name waits here"))
     if not digest:
         show(training, folder, False)
         raise fail(f"{training}: nothing was approved: read what is shown, and name the plan's digest")
@@ -120,14 +125,31 @@ def named_plan(typed: str, waiting: Collection[str], shown: Collection[str]) -> 
 
 @app.command()
 def revoke(training: Training, folder: Folder = HERE) -> None:
-    """Withdraw from a training: a participation that runs ends before its next answer, and none is begun."""
+    """Withdraw from a training: the site answers nothing more in it, and a participation that runs ends."""
     with one_line():
         vault = SiteFolder.read(folder).open_vault()
+        if training not in (trainings := known_trainings(vault)):
+            raise fail(not_known(training, trainings))
         known = vault.decision(training)
         plan = (known.plan if known else "") or vault.trainings().get(training, "")
         vault.decide(Decision(training, plan, "", "revoked"))
-    SiteLog(vault.folder).append("withdrawn", training=training)
+    SiteLog(vault.folder).append("withdrawn", training=training, by="fedseal site revoke")
     print(f"withdrawn: {training}", file=sys.stderr)
+
+
+def known_trainings(vault: Vault) -> set[str]:
+    """The trainings that the site has joined, left, or has a plan of."""
+    return {*vault.trainings(), *(one.training for one in vault.decisions())}
+
+
+def not_known(training: str, known: Collection[str], what: str = "no training of this name is known here") -> str:
+    """Say that a name is none of those that can be meant, those that are like it first."""
+    close = get_close_matches(training, known, MOST_NAMES, 0.6)
+    names = [*close, *sorted(set(known) - set(close))]
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    meant = f"did you mean {close[0]}? " if close else ""
+    others = f"known: {', '.join(names[:MOST_NAMES])}{more}" if names else "there is none yet"
+    return f"{one_printed_line(training)}: {what}: {meant}{others} (fedseal site status)"
 
 
 @app.command()
@@ -136,7 +158,7 @@ def check(
     folder: Folder = HERE,
     data: Annotated[str, typer.Option(help="A data set of site.toml; without one, all of them.")] = "",
 ) -> None:
-    """See whether tasks and data sets fit each other, with every reason in full. Exit code 1 where they do not."""
+    """Check that tasks and data sets fit together; shows examples and every reason. Exit code 1 if they do not."""
     with one_line():
         site = SiteFolder.read(folder)
     sets = {name: one.path for name, one in site.data.items() if data in ("", name)}
@@ -147,38 +169,19 @@ def check(
         raise fail(f"{strangers[0]}: is not on this site's list: its code does not run here, add it to [policy] tasks")
     with workshops_of(site) as workshops:
         if task and data:
-            lines = check_fitting(site.name, task, data, sets[data], workshops).lines
+            found = check_fitting(site.name, task, data, sets[data], workshops)
+            checked = [([found], found.lines)]
         else:
-            lines = list(check_all(site.name, tasks, sets, workshops))
+            checked = list(check_all(site.name, tasks, sets, workshops))
+    for fitting, _ in checked:
+        for found in fitting:
+            print(one_printed_line(found.counted), file=sys.stderr)
+    lines = [line for _, wrong in checked for line in wrong]
     for line in lines:
         print(one_printed_line(line))
     if lines:
         raise typer.Exit(1)
     print(f"{', '.join(tasks)} on {', '.join(sets)}: nothing is wrong")
-
-
-@app.command("log")
-def show_log(
-    folder: Folder = HERE,
-    verify: Annotated[bool, typer.Option("--verify", help="Check that no line was changed; print the head.")] = False,
-    since: Annotated[str, typer.Option(help="From this day or time on, as in 2026-11-28 or 2026-11-28T06:00Z.")] = "",
-) -> None:
-    """Show what was asked of the site, what it answered and what was decided. Exit code 2 if the log was changed."""
-    with one_line():
-        log = SiteLog(SiteFolder.read(folder).open_vault().folder)
-    try:
-        from_time = as_time(since) if since else None
-        if verify:
-            number, head = log.verify()
-            print(f"{number} lines, none changed. Keep this elsewhere: line {number}, head {head}")
-            return
-        for line in log.read(from_time):
-            words = " ".join(f"{name}={one_printed_line(str(value))}" for name, value in line.fields.items())
-            print(f"{line.number} {line.time:%Y-%m-%d %H:%M:%S} {line.event} {words}".rstrip())
-    except ValueError:
-        raise fail(f"--since {since}: is no day or time: write it as 2026-11-28 or 2026-11-28T06:00Z") from None
-    except LogChanged as changed:
-        raise fail(f"{log.path}: {changed}") from None
 
 
 @contextmanager
@@ -215,6 +218,7 @@ def plan_lines(site: SiteFolder, vault: Vault, training: str, plan: Plan) -> lis
     others = [name for name in plan.sites if name != site.name]
     lines = [
         f"asked by     {asker(site)}",
+        *author_lines(vault, training, plan),
         f"task         {plan.task}{'' if plan.task in site.policy.tasks else ', which is NOT on your list'}",
         f"code         {code_line(plan)}",
         f"data set     {plan.data}: {folder or 'no folder is named for it here'}; budget group "
@@ -309,6 +313,18 @@ def asker(site: SiteFolder) -> str:
         return f"the coordinator; its key is not known: {error}"
 
 
+def author_lines(vault: Vault, training: str, plan: Plan) -> list[str]:
+    """Who has signed a plan, where the consortium file says who may; the site has checked that when it was asked."""
+    named = {
+        str(line.fields["author"])
+        for line in read_log(vault)
+        if line.event == "asked"
+        and (line.fields.get("training"), line.fields.get("plan")) == (training, plan.digest)
+        and "author" in line.fields
+    }
+    return [f"signed by    the author {name} (of your consortium file)" for name in sorted(named)]
+
+
 def protection_line(plan: Plan) -> str:
     """Say how what leaves is protected."""
     if plan.protection.protocol == "plain":
@@ -341,13 +357,3 @@ def withdrawn_line(training: str, decision: Decision) -> str:
             "coordinator can start the training under a new name."
         )
     return f"{training}: the site has withdrawn; approving a plan takes that back."
-
-
-def as_time(text: str) -> datetime:
-    """Read a day or a time; without a zone it is UTC.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    time = datetime.fromisoformat(text)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)

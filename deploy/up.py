@@ -1,9 +1,12 @@
 """``fedseal up``: a Prefect server, sites and the coordinator as processes of this machine, to try it all out.
 
 Each party has a folder of its own below one home, as it would have at its own organisation. Everything listens on
-loopback only, and ends together.
+loopback only, and ends together, also when ``up`` itself is killed. Nothing is written before it is known that folder
+and port are free, and nothing is entered at a server but the one that was started here.
 """
 
+import http.client
+import json
 import os
 import signal
 import socket
@@ -16,12 +19,15 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 
 from deploy import EXAMPLE, SERVER_SETTINGS
+from deploy.alone import alone
 from deploy.coordinator import TEMPLATE as COORDINATOR_TEMPLATE
+from deploy.founding import found
 from deploy.site import TEMPLATE as SITE_TEMPLATE
-from deploy.site import found
+from deploy.site import fail, one_printed_line
 from flows.settings import COORDINATOR_FILE, SITE_FILE, SettingsError
 from protocols.consortium import write_consortium
 from protocols.files import open_log
@@ -32,7 +38,11 @@ HOSPITALS = ("north", "east", "south", "west")
 """The sites of the embedded example; more are numbered."""
 TASK, DATA = "ml_tasks.breast_cancer:BreastCancer", "breast-cancer"
 START_S = 120.0
-END_S = 20.0
+PARTIES_END_S, SERVER_ENDS_S = 6.0, 3.0
+"""Seconds that parties have to tell the server that they end, and then the server; together less than 10."""
+LOOPBACK = "127.0.0.1,localhost"
+"""What no proxy is asked for, whatever the environment says."""
+LONGEST_REASON = 200
 
 
 @dataclass
@@ -52,6 +62,12 @@ class Home:
     def example(self) -> Path:
         """The embedded example, over the sites of this home."""
         return self.folder / "example.toml"
+
+    def log(self, process: str) -> Path:
+        """What a process of this home has printed."""
+        if process == "server":
+            return self.folder / "server" / "server.log"
+        return (self.coordinator if process == "coordinator" else self.site(process)) / "serve.log"
 
     @property
     def coordinator(self) -> Path:
@@ -110,14 +126,22 @@ def found_home(
     return home
 
 
-def start_server(home: Path, port: int, database: str | None = None) -> subprocess.Popen[bytes]:
+def start_server(
+    home: Path, port: int, database: str | None = None, stop: threading.Event | None = None
+) -> subprocess.Popen[bytes]:
     """Start a Prefect server on loopback, with a database of its own in ``home``, and wait until it answers.
 
+    Args:
+        home: the server's folder.
+        port: that it listens on.
+        database: another database than the one in ``home``.
+        stop: ends the wait; the server is then given back as it is.
+
     Raises:
-        SettingsError: it does not answer in time.
+        SettingsError: it does not answer in time, or another answers in its place.
     """
     home = home.absolute()
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
     environment = {
         **os.environ,
         "PREFECT_HOME": str(home),
@@ -125,19 +149,46 @@ def start_server(home: Path, port: int, database: str | None = None) -> subproce
         **SERVER_SETTINGS,
         "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
     }
-    environment.pop("PREFECT_API_URL", None)
+    for name in ("PREFECT_API_URL", "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_SERVER_API_BASE_PATH"):
+        environment.pop(name, None)
     server = _start(
         ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)], home, "server", environment
     )
     deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/health", timeout=5):
-                return server
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.3)
-    end([server])
-    raise SettingsError(f"the Prefect server does not start: {home / 'server.log'} says why")
+    while server.poll() is None and not (stop and stop.is_set()):
+        answers = home_of_server(port)
+        if answers == str(home):
+            return server
+        if answers is not None or time.monotonic() > deadline:
+            break
+        time.sleep(0.3)
+    if stop and stop.is_set():
+        return server
+    end([server], SERVER_ENDS_S)
+    log = home / "server.log"
+    raise SettingsError(f"the Prefect server does not start ({last_line(log)}): {log} says why")
+
+
+def home_of_server(port: int) -> str | None:
+    """The folder of the Prefect server that answers on a port of loopback, ``""`` for what is none; ``None`` if nothing
+    answers yet.
+    """
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"http://127.0.0.1:{port}/api/admin/settings", timeout=2) as answer:
+            return str(json.load(answer).get("home", ""))
+    except urllib.error.HTTPError as error:
+        return None if error.code >= HTTPStatus.INTERNAL_SERVER_ERROR else ""
+    except (ValueError, AttributeError):
+        return ""
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says anything, shortened."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return next((one_printed_line(line)[:LONGEST_REASON] for line in reversed(lines) if line), "no reason is known")
 
 
 def start_party(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
@@ -148,12 +199,16 @@ def start_party(words: list[str], folder: Path) -> subprocess.Popen[bytes]:
 
 
 def _start(words: list[str], folder: Path, log: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a module in a folder, which it imports nothing from, with a log there for its owner alone."""
+    """Start a module in a folder, which it imports nothing from, with a log there for its owner alone.
+
+    It ends with this process, and asks no proxy for what is on this machine.
+    """
+    direct = {name: ",".join(filter(None, (environment.get(name), LOOPBACK))) for name in ("NO_PROXY", "no_proxy")}
     with open_log(folder / f"{log}.log") as output:
         return subprocess.Popen(  # noqa: S603 - our own words
-            [sys.executable, "-P", "-m", *words],
+            [sys.executable, "-P", "-m", "deploy.child", str(os.getpid()), *words],
             cwd=folder,
-            env=environment,
+            env=environment | direct,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -161,12 +216,12 @@ def _start(words: list[str], folder: Path, log: str, environment: dict[str, str]
         )
 
 
-def end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """End processes, in their order's reverse, by their ids."""
+def end(processes: list[subprocess.Popen[bytes]], limit_s: float = PARTIES_END_S) -> None:
+    """End processes, in their order's reverse, by their ids; those that have not ended in time are killed."""
     for process in reversed(processes):
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + END_S
+    deadline = time.monotonic() + limit_s
     for process in reversed(processes):
         try:
             process.wait(max(0.1, deadline - time.monotonic()))
@@ -188,7 +243,7 @@ def running(home: Home, server: subprocess.Popen[bytes], sites: tuple[str, ...] 
     finally:
         parties = [process for name, process in home.processes.items() if name != "server"]
         end(parties)
-        end([home.processes["server"]])
+        end([home.processes["server"]], SERVER_ENDS_S)
 
 
 def free_port() -> int:
@@ -198,28 +253,85 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def up(folder: Path, count: int, port: int) -> None:
-    """Run everything until SIGINT or SIGTERM.
+def check_port(port: int) -> None:
+    """See that nobody listens on a port of loopback.
 
     Raises:
-        SettingsError: one line.
+        SettingsError: somebody does, or it cannot be had.
     """
+    with socket.socket() as probe:
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # or connections of the last ``up`` would be in the way
+        try:
+            probe.bind(("127.0.0.1", port))
+        except PermissionError:
+            raise SettingsError(f"port {port} is not for everybody: name another with --port") from None
+        except OSError:
+            who = "another Prefect server" if home_of_server(port) else "another program"
+            raise SettingsError(f"port {port} is taken by {who}: name another with --port") from None
+
+
+def up(folder: Path, count: int, port: int) -> None:
+    """Run everything until SIGINT, SIGTERM or SIGHUP.
+
+    Raises:
+        SettingsError: one line, before anything is written.
+        typer.Exit: with exit code 1, when the server does not start or a process has ended by itself.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with stopping() as stop, alone(folder, "running", "fedseal up"):
+        check_port(port)
+        home = found_home(folder, site_names(count), f"http://127.0.0.1:{port}/api")
+        write_example(home)
+        say(f"Starting a Prefect server, {count} sites and a coordinator; all of it is in {folder}")
+        try:
+            server = start_server(folder / "server", port, stop=stop)
+        except SettingsError as error:
+            raise fail(error, 1) from None
+        with running(home, server, () if stop.is_set() else None):
+            if not stop.is_set():
+                say(
+                    f"Open http://127.0.0.1:{port}/deployments: federated-training / train is ready to run. Or, in "
+                    f"another shell:\n    PREFECT_API_URL=http://127.0.0.1:{port}/api fedseal submit {home.example}\n"
+                    "Ctrl-C ends all of it."
+                )
+            watch(home, stop)
+        say("All processes have ended.")
+
+
+@contextmanager
+def stopping() -> Iterator[threading.Event]:
+    """An event that SIGINT, SIGTERM and SIGHUP set; that they come again changes nothing."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    home = found_home(folder, site_names(count), f"http://127.0.0.1:{port}/api")
-    write_example(home)
-    print(f"Starting a Prefect server, {count} sites and a coordinator; all of it is in {folder}", flush=True)
-    with running(home, start_server(folder / "server", port)):
-        print(
-            f"Open http://127.0.0.1:{port}/deployments: federated-training / train is ready to run. Or, in another "
-            f"shell:\n    PREFECT_API_URL=http://127.0.0.1:{port}/api fedseal submit {home.example}\n"
-            "Ctrl-C ends all of it.",
-            flush=True,
-        )
-        while not stop.wait(1.0):
-            for name, process in home.processes.items():
-                if process.poll() is not None:
-                    print(f"fedseal: {name} has ended (exit code {process.returncode}): its log says why", flush=True)
-                    return
-    print("All processes have ended.", flush=True)
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def watch(home: Home, stop: threading.Event) -> None:
+    """Wait until it is time to end.
+
+    Raises:
+        typer.Exit: a process has ended by itself, which is said.
+    """
+    while not stop.wait(1.0):
+        for name, process in home.processes.items():
+            if process.poll() is not None:
+                log = home.log(name)
+                how = f"exit code {process.returncode}; {last_line(log)}"
+                raise fail(f"{name} has ended ({how}): everything ends; {log} says why", 1)
+
+
+def say(text: str) -> None:
+    """Print; a reader that has gone, as in ``| head`` or with its terminal, stops nothing."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # or the last flush would fail again

@@ -5,17 +5,14 @@ write access to the server can change. These read none of it. A flow run is to t
 are checked; then the one program is started in a fresh process with the party's own folder.
 """
 
-import fcntl
 import logging
 import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import IO, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import anyio
@@ -35,6 +32,7 @@ from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from deploy.child import end_with
 from flows.engine import patient
 from flows.mailbox import is_away
 from protocols.contexts import TrainingName
@@ -43,8 +41,6 @@ from protocols.files import open_log
 HEARTBEAT_S = 15
 LAST_WORD_S = 5.0
 """Seconds that a worker that ends has to tell the server so."""
-ORPHAN_S = 1.0
-"""Seconds after which a program notices that its worker has ended."""
 ENDED = "The worker that ran it has ended."
 
 Refusal = Callable[[FlowRun], State[None] | None]
@@ -191,43 +187,23 @@ def parameters_of(run: FlowRun) -> Parameters | None:
 
 def end_with_worker() -> None:
     """Have this program end soon after its worker, however that ended."""
-    worker = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == worker:
-            time.sleep(ORPHAN_S)
-        os._exit(1)  # the next worker tells the server; threads that compute cannot be ended otherwise
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with(os.getppid())  # at once: the next worker tells the server
 
 
 def serve(worker: _OwnWorker) -> None:
-    """Serve until SIGINT or SIGTERM; the programs that it has started end with it."""
+    """Serve until SIGINT, SIGTERM or SIGHUP; the programs that it has started end with it.
+
+    A signal that comes again while it ends changes nothing: the end is bounded.
+    """
 
     async def until_signalled() -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(worker.start)
-            with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(worker.start)
                 async for _ in signals:
                     tasks.cancel_scope.cancel()
-                    break
 
     anyio.run(until_signalled)
-
-
-def serve_alone(folder: Path) -> IO[str]:
-    """Hold a folder for one worker; keep what this gives open.
-
-    Raises:
-        OSError: another worker serves it.
-    """
-    lock = (folder / "serving").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise
-    return lock
 
 
 def register(

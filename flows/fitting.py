@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.plan import Plan, make_plan
-from flows.workshop import WorkFailed, Workshops
+from flows.workshop import Checked, WorkFailed, Workshops
 
 CHECK_S = 600.0
 """Seconds that one check may take."""
@@ -25,18 +25,26 @@ class Fitting:
         data: the data set's name.
         wrong: why it cannot be trained; empty where it can.
         wrong_private: why it cannot be trained with privacy for records, beside that.
+        examples: how many there are of each part, as the site alone may know; empty where they were not read.
     """
 
     task: str
     data: str
     wrong: tuple[str, ...]
     wrong_private: tuple[str, ...]
+    examples: Mapping[str, int]
 
     @property
     def lines(self) -> list[str]:
         """One line for each reason."""
         private = [f"with privacy for records: {reason}" for reason in self.wrong_private]
         return [f"{self.task} on {self.data}: {reason}" for reason in (*self.wrong, *private)]
+
+    @property
+    def counted(self) -> str:
+        """How many examples were read, for the data steward alone."""
+        parts = ", ".join(f"{number:,} {part}" for part, number in self.examples.items())
+        return f"{self.task} on {self.data}: {parts or 'no'} examples"
 
 
 def check_fitting(site: str, task: str, data: str, folder: Path | None, workshops: Workshops) -> Fitting:
@@ -50,13 +58,16 @@ def check_fitting(site: str, task: str, data: str, folder: Path | None, workshop
         workshops: makes the workshops.
     """
     plain, private = plans(site, task, data)
-    wrong = _reasons(plain, site, folder, workshops)
-    also = () if wrong else _reasons(private, site, folder, workshops)
-    return Fitting(task, data, wrong, also)
+    found = _look(plain, site, folder, workshops)
+    also = () if found.wrong else _look(private, site, folder, workshops).wrong
+    return Fitting(task, data, found.wrong, also, found.examples)
 
 
-def check_all(site: str, tasks: Sequence[str], data: Mapping[str, Path | None], workshops: Workshops) -> Iterator[str]:
-    """Check every task that a policy allows on every data set of a site; gives a line for each thing that is wrong.
+def check_all(
+    site: str, tasks: Sequence[str], data: Mapping[str, Path | None], workshops: Workshops
+) -> Iterator[tuple[list[Fitting], list[str]]]:
+    """Check every task that a policy allows on every data set; gives for each task where it fits, and a line for
+    each thing that is wrong.
 
     A task is not made for every data set: where it fits one, nothing is said of those that it does not fit.
 
@@ -68,10 +79,12 @@ def check_all(site: str, tasks: Sequence[str], data: Mapping[str, Path | None], 
     """
     for task in tasks:
         found = [check_fitting(site, task, name, folder, workshops) for name, folder in data.items()]
-        if found and all(one.wrong for one in found):
-            yield f"{task} fits no data set here: " + "; ".join(f"{one.data}: {one.wrong[0]}" for one in found)
+        fitting = [one for one in found if not one.wrong]
+        if found and not fitting:
+            none = f"{task} fits no data set here: " + "; ".join(f"{one.data}: {one.wrong[0]}" for one in found)
+            yield [], [none]
         else:
-            yield from (line for one in found if not one.wrong for line in one.lines)
+            yield fitting, [line for one in fitting for line in one.lines]
 
 
 def plans(site: str, task: str, data: str) -> tuple[Plan, Plan]:
@@ -83,11 +96,11 @@ def plans(site: str, task: str, data: str) -> tuple[Plan, Plan]:
     return make_plan(fields, source="check"), make_plan({**fields, "privacy": privacy | noises}, source="check")
 
 
-def _reasons(plan: Plan, site: str, folder: Path | None, workshops: Workshops) -> tuple[str, ...]:
+def _look(plan: Plan, site: str, folder: Path | None, workshops: Workshops) -> Checked:
     workshop = workshops(plan, site, folder)
     try:
-        return workshop.check(CHECK_S).wrong
+        return workshop.check(CHECK_S)
     except WorkFailed as failed:
-        return (failed.in_full,)
+        return Checked((failed.in_full,), {})
     finally:
         workshop.stop()

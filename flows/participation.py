@@ -190,6 +190,7 @@ class Seat:
         vault = self.site.vault
         try:
             vault.decide(Decision(self.training, vault.agreed(self.training) or "", "", "revoked"))
+            self.site.record.append("withdrawn", training=self.training, by="whoever cancelled the participation")
         except sqlite3.Error as error:
             self.log.error("withdrawn, but that cannot be kept (%s): use fedseal site revoke", error)
 

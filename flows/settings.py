@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from flows.data_sets import DataSet, DataSetsError, budget_groups
-from flows.exchange import Exchange
+from flows.exchange import PATIENCE_S, Exchange
 from flows.policy import Policy, TaskPath
 from protocols.consortium import ConsortiumError, read_consortium
 from protocols.contexts import SiteName
@@ -132,15 +132,20 @@ class _Folder:
         except ConsortiumError as error:
             raise SettingsError(str(error)) from None
 
-    def open_exchange(self) -> Exchange:
-        """The exchange.
+    @property
+    def exchange_url(self) -> str:
+        """Where the exchange is."""
+        return self._party.exchange.url
+
+    def open_exchange(self, patience_s: float = PATIENCE_S) -> Exchange:
+        """The exchange, which is tried again for some seconds when it is away.
 
         Raises:
             SettingsError: its URL or options are of no use.
         """
         place = self._party.exchange
         try:
-            return Exchange(place.url, **place.options)
+            return Exchange(place.url, patience_s=patience_s, **place.options)
         except (ValueError, ImportError, TypeError, OSError) as error:
             why = " ".join(str(error).split())
             raise SettingsError(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from flows.authors import check_template
+from flows.authors import check_template, read_template
 from flows.data_sets import Chosen, DataSet, choose
 from flows.exchange import Exchange, ExchangeAway
 from flows.joining import Agreed, contexts_of, join, read_plan_of
@@ -50,7 +50,17 @@ from protocols.errors import BadInput, ProtocolError, Refused
 from protocols.files import is_full, write_whole
 from protocols.keys import KEY_BYTES, Consortium, derive, framed, system_entropy
 from protocols.ledger import Charge, LedgerEntry
-from protocols.messages import COORDINATOR, AskAdvertise, Body, Envelope, Refusal, envelope, open_body
+from protocols.messages import (
+    COORDINATOR,
+    AskAdvertise,
+    Body,
+    Confirmation,
+    Envelope,
+    Refusal,
+    envelope,
+    open_body,
+    parse,
+)
 from protocols.rotation import rotate
 from protocols.vault import Context, Vault
 
@@ -113,6 +123,8 @@ class Site:
         self._log = logging.getLogger(f"fedseal.site.{self.identity.name}")
         self.record = SiteLog(vault.folder)
         self._trainings: dict[str, Agreed] = {}
+        self._stopped: set[str] = set()
+        self._asked: set[tuple[str, str]] = set()
         self._steps: dict[str, Callable[[Envelope], Answer]] = {
             "ask/join": self._join,
             "ask/moments": self._moments,
@@ -165,6 +177,7 @@ class Site:
     def stop_work(self, training_name: str) -> None:
         """End whatever local work of a training still runs."""
         if (agreed := self._trainings.get(training_name)) is not None:
+            self._stopped.add(training_name)
             agreed.workshop.stop()
 
     def _refuse(self, request: Envelope, error: str, reason: str) -> Answer:
@@ -197,6 +210,7 @@ class Site:
             raise Refused(self.identity.name, "join", "this participation is in another training")
         plan = read_plan_of(ask.plan, self.identity.name)
         check_template(self.identity.name, plan, ask.template, self._consortium.authors)
+        self._note_asked(ask.training, plan, ask.template)
         agreed = join(
             self.identity.name,
             plan,
@@ -218,7 +232,17 @@ class Site:
                 sites=", ".join(plan.sites),
             )
         self._trainings[ask.training] = agreed
+        self._stopped.discard(ask.training)
         return (self._reply(request, "joined", Joined(plan.digest)),)
+
+    def _note_asked(self, training_name: str, plan: Plan, template: str) -> None:
+        """Log what is asked for, once for a plan, with the author whose signature was checked, if any was."""
+        if (training_name, plan.digest) in self._asked:
+            return
+        self._asked.add((training_name, plan.digest))
+        author = read_template(template).author if self._consortium.authors else None
+        fields = {"training": training_name, "plan": plan.digest, "task": plan.task, "data": plan.data}
+        self.record.append("asked", author=author, **fields)
 
     def _workshop(self, training_name: str, plan: Plan, site: str, folder: Path | None) -> Workshop:
         """The workshop that this training has already, so that a question asked again ends no work; or a new one."""
@@ -230,6 +254,7 @@ class Site:
             AskFinish, request, lambda ask: join_context(ask.training, self._agreed(ask.training))
         ).training
         self.leave(name)
+        self.record.append("finished", training=name)
         return (self._reply(request, "done", Done()),)
 
     def _agreed(self, name: str) -> str:
@@ -320,6 +345,9 @@ class Site:
             check_values(worked.values, context.segments)
             self._note_content(context, worked.content)
         except WorkFailed as failed:
+            if context.training in self._stopped:  # by this site itself, which is no failure
+                self.record.append("stopped", step=step, training=context.training, round=context.round)
+                return {}
             # The text may say what is in the data: it is for this site's people alone.
             self.failures[context.training] = failed.in_full
             self.record.fail(
@@ -490,8 +518,19 @@ class Site:
         return protocol.share(self.vault, self._consortium, request)
 
     def _confirm(self, request: Envelope) -> Answer:
-        self._advertised(request, "confirm")
-        return protocol.confirm(self.vault, self._consortium, request)
+        context = self._advertised(request, "confirm")
+        answer = protocol.confirm(self.vault, self._consortium, request)
+        if not context.confirmed:  # else it is asked again
+            made = parse(Confirmation, answer[0].body, party=self.identity.name, step="confirm")
+            self.record.append(
+                "confirmed",
+                training=context.training,
+                purpose=context.purpose,
+                round=context.round,
+                attempt=context.attempt,
+                sites=", ".join(made.survivors),
+            )
+        return answer
 
     def _reveal(self, request: Envelope) -> Answer:
         self._advertised(request, "reveal")
@@ -527,6 +566,9 @@ class Site:
         )
         vector = encode(self.identity.name, values, context.segments, key)
         self._hand_over(context.training, context.digest, vector.tobytes())
+        self.record.append(
+            "unmasked", training=context.training, purpose=context.purpose, round=context.round, attempt=context.attempt
+        )
         return (plain.submit(self.identity, context, vector, request.digest),)
 
 

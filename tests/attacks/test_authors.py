@@ -53,6 +53,8 @@ def test_a_plan_is_joined_with_its_open_fields_within_their_ranges_and_with_no_o
     signed = TEMPLATE.to_json()
     for plan in (changed(), changed(rounds=10), changed(name="other", local={"steps": 3, "learning_rate": 0.01})):
         assert ask(run, plan, signed) == ""
+    asked = [line.fields for line in run.local.sites.sites["ann"].record.read() if line.event == "asked"]
+    assert [fields["author"] for fields in asked] == ["jane"] * 3
     assert "the plan's rounds (11) may be from 1 to 10" in ask(run, changed(rounds=11), signed)
     for plan in (
         changed(seed=1),
@@ -90,6 +92,8 @@ def signed_by_jane(plan: str, open_: dict[str, tuple[float, float]] | None = Non
 def test_without_authors_all_is_as_it_was(tmp_path: Path) -> None:
     with trial(tmp_path, plan_for()) as run:
         assert ask(run, changed(seed=7), "") == ""
+        (asked,) = (line for line in run.local.sites.sites["ann"].record.read() if line.event == "asked")
+        assert "author" not in asked.fields
 
 
 def test_a_template_reads_back_and_leaves_open_what_follows_from_others() -> None:

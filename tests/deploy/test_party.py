@@ -141,10 +141,75 @@ def test_a_coordinator_does_not_serve_a_folder_that_is_wrong(home: Home, tmp_pat
     assert "run: Extra inputs" in refused("coordinator", "serve", "--folder", home.coordinator)
 
 
-def test_a_folder_is_not_founded_twice_and_not_under_a_name_that_is_none(home: Home, tmp_path: Path) -> None:
+def test_a_folder_is_not_founded_twice(home: Home) -> None:
     words = ("--prefect", URL, "--exchange", "file:///x")
     assert "is there already" in refused("site", "init", "north", *words, "--folder", home.site("north"))
-    assert "name: " in refused("site", "init", "No Name", *words, "--folder", tmp_path / "new")
+    assert "is there already" in refused("coordinator", "init", *words, "--folder", home.coordinator)
+
+
+GOOD = {"--prefect": URL, "--exchange": "file:///x"}
+WRONG_WORDS: list[tuple[str, dict[str, str], str]] = [
+    ("North", {}, "'North': is no name of a party"),
+    ("n" * 33, {}, "is no name of a party"),
+    ("north", {"--prefect": "prefect.example/api"}, "is no URL: write the Prefect API's"),
+    ("north", {"--prefect": "http://prefect.example:port/api"}, "is no URL: write the Prefect API's"),
+    ("north", {"--prefect": "http://prefect.example"}, "write http://prefect.example/api"),
+    ("north", {"--exchange": "/shared"}, "is no URL: write file:///SHARED/FOLDER"),
+    ("north", {"--exchange": "s4://bucket"}, "there is no s4:// in fsspec"),
+    ("north", {"--exchange": "s3://"}, "names no place"),
+    ("north", {"--exchange": "file://shared"}, "names no place"),
+    ("north", {"--task": "ml_tasks/heart.py"}, "names no task: write module:Class"),
+    ("north", {"--data": "heart"}, "names no folder: write --data heart=FOLDER"),
+    ("north", {"--data": "heart="}, "names no folder: write --data heart=FOLDER"),
+    ("north", {"--data": "heart=/no/such/folder"}, "there is no such folder"),
+    ("north", {"--data": "Heart=/"}, "'Heart' is no name of a data set"),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "line"), WRONG_WORDS)
+def test_a_site_is_not_founded_with_a_wrong_word_and_then_with_the_right_one(
+    name: str, words: dict[str, str], line: str, tmp_path: Path
+) -> None:
+    def init(name: str, words: dict[str, str]) -> list[str | Path]:
+        return ["site", "init", name, *(word for pair in words.items() for word in pair), "--folder", tmp_path / "new"]
+
+    assert line in refused(*init(name, GOOD | words))
+    assert not (tmp_path / "new").exists()
+    assert fedseal(*init("north", GOOD))[0] == 0
+
+
+def test_a_data_set_is_named_once_and_its_folder_written_whole(tmp_path: Path) -> None:
+    data = tmp_path / 'a "b"'
+    data.mkdir()
+    words = ["site", "init", "north", *(word for pair in GOOD.items() for word in pair), "--data", f"heart={data}"]
+    assert "heart is named twice" in refused(*words, "--data", "heart=/", "--folder", tmp_path / "new")
+    assert fedseal(*words, "--data", "breast-cancer", "--folder", tmp_path / "new")[0] == 0
+    sets = SiteFolder.read(tmp_path / "new").data
+    assert {name: one.path for name, one in sets.items()} == {"heart": data, "breast-cancer": None}
+
+
+def test_a_founding_that_was_cut_off_goes_on_with_the_same_key(tmp_path: Path) -> None:
+    words = [word for pair in GOOD.items() for word in pair]
+    _, line, _ = fedseal("site", "init", "north", *words, "--folder", tmp_path)
+    (tmp_path / "site.toml").unlink()
+    assert "holds the vault of north, not of east" in refused("site", "init", "east", *words, "--folder", tmp_path)
+    assert fedseal("site", "init", "north", *words, "--folder", tmp_path)[1] == line
+
+
+def test_a_coordinator_is_not_founded_with_a_wrong_word(tmp_path: Path) -> None:
+    for words in ({"--prefect": "http://x"}, {"--exchange": "s4://x"}, {"--task": "heart"}):
+        given = [word for pair in (GOOD | words).items() for word in pair]
+        refused("coordinator", "init", *given, "--folder", tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+def test_what_an_exchange_needs_is_said_when_the_site_is_founded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.founding.find_spec", lambda name: None)
+    words = ("--prefect", URL, "--exchange", "s3://bucket")
+    code, _, err = fedseal("site", "init", "north", *words, "--folder", tmp_path)
+    assert code == 0 and "warning: the exchange cannot be used yet: Install s3fs to access S3" in err
 
 
 def test_a_plan_is_not_submitted_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,10 +241,11 @@ def test_a_server_that_is_away_is_waited_for_and_that_is_said_once(
     once_there(PrefectServer(url=URL), do)
     assert pauses == [1, 2, 4, 8]
     err = capsys.readouterr().err
-    assert err == f"fedseal: the Prefect server at {URL} does not answer (ConnectError): waiting\n"
+    line = "does not answer (ConnectError): start it, or correct url in [prefect]: waiting"
+    assert err == f"fedseal: the Prefect server at {URL} {line}\n"
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 403, 404, 422])
 def test_a_server_that_does_not_let_a_party_in_is_not_waited_for(
     status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,7 +256,7 @@ def test_a_server_that_does_not_let_a_party_in_is_not_waited_for(
         once_there(PrefectServer(url=URL), do)
     assert left.value.exit_code == 2
     err = capsys.readouterr().err
-    assert f"refuses (HTTP {status}): mend url or auth in [prefect]" in err and err.count("\n") == 1
+    assert f"(HTTP {status})" in err and "in [prefect]" in err and err.count("\n") == 1
 
 
 def http_error(status: int) -> PrefectHTTPStatusError:

@@ -117,14 +117,33 @@ def test_a_plan_that_takes_the_place_of_the_one_shown_is_not_approved_by_its_fir
 def test_to_withdraw_and_to_come_back(home: Home, vault: Vault) -> None:
     digest = wait(vault, plan_of())
     site(home, "approve", "t-1", digest)
-    assert site(home, "revoke", "t-1")[0] == 0 and site(home, "revoke", "t-2")[0] == 0
-    assert {one.training: one.decision for one in vault.decisions()} == {"t-1": "revoked", "t-2": "revoked"}
-    assert "no plan of this name" in site(home, "approve", "t-2")[2]
+    assert site(home, "revoke", "t-1")[0] == 0
+    assert {one.training: one.decision for one in vault.decisions()} == {"t-1": "revoked"}
     assert "the site has withdrawn" in site(home, "show", "t-1")[1]
     assert site(home, "approve", "t-1", digest)[0] == 0
     assert not vault.withdrawn("t-1")
     events = [line.event for line in SiteLog(vault.folder).read()]
-    assert events == ["approved", "withdrawn", "withdrawn", "approved"]
+    assert events == ["approved", "withdrawn", "approved"]
+
+
+def test_a_mistyped_training_is_neither_left_nor_approved_and_those_that_are_known_are_named(
+    home: Home, vault: Vault
+) -> None:
+    for name in ("heart-2026", "lung-2026"):
+        wait(vault, plan_of(name=name), name)
+    vault.agree("eicu-7", "ab" * 32)
+    known = "did you mean heart-2026? known: heart-2026, eicu-7, lung-2026 (fedseal site status)\n"
+    for command in ("revoke", "show"):
+        code, out, err = site(home, command, "hart-2026")
+        assert (code, out) == (2, "")
+        assert err == f"fedseal: hart-2026: no training of this name is known here: {known}"
+    code, _, err = site(home, "approve", "eicu-7", "ab" * 32)
+    assert code == 2 and "no plan of this name waits here: known: heart-2026, lung-2026 (" in err
+    assert not vault.withdrawn("hart-2026") and not SiteLog(vault.folder).path.exists()
+
+
+def test_a_site_that_knows_no_training_says_so(home: Home, vault: Vault) -> None:
+    assert "no training of this name is known here: there is none yet" in site(home, "revoke", "t-1")[2]
 
 
 def test_no_approval_brings_back_what_a_restored_vault_knew(home: Home, vault: Vault) -> None:
@@ -139,10 +158,11 @@ def test_no_approval_brings_back_what_a_restored_vault_knew(home: Home, vault: V
 
 def test_the_log_is_shown_checked_and_cut_to_a_time(home: Home, vault: Vault) -> None:
     SiteLog(vault.folder).append("refused", step="join", reason="bad \x1b[2J name")
+    wait(vault, plan_of(), "t-9")
     site(home, "revoke", "t-9")
     code, out, _ = site(home, "log")
-    assert code == 0 and "refused reason=bad \\x1b[2J name step=join" in out
-    assert "\x1b" not in out and "withdrawn training=t-9" in out
+    assert code == 0 and "refused: refused join: bad \\x1b[2J name" in out
+    assert "\x1b" not in out and "withdrawn: left t-9: fedseal site revoke" in out
     assert "2 lines, none changed" in site(home, "log", "--verify")[1]
     assert site(home, "log", "--since", "2999-01-01") == (0, "", "")
     assert site(home, "log", "--since", "yesterday")[0] == 2
@@ -200,3 +220,12 @@ def test_what_leaves_and_what_it_costs_is_told(home: Home, vault: Vault) -> None
     out = site(home, "show", "t-1")[1]
     for words in ("training, 3 time(s), masked, ", "update (", "statistics, 1 time(s)", "price        epsilon "):
         assert words in out, out
+
+
+def test_the_author_who_has_signed_a_plan_is_named(home: Home, vault: Vault) -> None:
+    digest = wait(vault, plan_of())
+    assert "signed by" not in site(home, "show", "t-1")[1]
+    SiteLog(vault.folder).append("asked", training="t-1", plan="e" * 64, author="mallory")
+    SiteLog(vault.folder).append("asked", training="t-1", plan=digest, author="jane")
+    out = site(home, "show", "t-1")[1]
+    assert "  signed by    the author jane (of your consortium file)\n" in out and "mallory" not in out

@@ -155,7 +155,8 @@ def test_of_a_flood_of_runs_no_more_are_started_than_the_limit_says(
 
 
 def test_a_program_does_not_outlive_its_worker() -> None:
-    program = "from deploy.worker import end_with_worker; end_with_worker(); import time; time.sleep(60)"
+    watched = "from deploy.worker import end_with_worker; end_with_worker(); print('watches', flush=True)"
+    program = f"{watched}; import time; time.sleep(60)"
     worker = (
         f"import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {program!r}]).pid, flush=True)"
     )
@@ -164,7 +165,7 @@ def test_a_program_does_not_outlive_its_worker() -> None:
     )
     assert started.stdout is not None
     child = int(started.stdout.readline())
-    time.sleep(8)
+    assert started.stdout.readline() == "watches\n"
     assert Path(f"/proc/{child}").exists()
     started.kill()
     started.wait()

@@ -42,11 +42,11 @@ def test_a_task_that_cannot_be_checked_is_said_to() -> None:
 
 
 def test_a_task_need_not_fit_every_data_set_but_one() -> None:
-    lines = list(check_all("ann", ["a.b:Task", "a.b:Broken"], {"icu": Path("good"), "old": Path("bad")}, workshops))
-    assert lines == [
-        "a.b:Task on icu: with privacy for records: its units do not stand alone",
-        "a.b:Broken fits no data set here: icu: it does not import; old: it does not import",
-    ]
+    data = {"icu": Path("good"), "old": Path("bad")}
+    (task, broken) = check_all("ann", ["a.b:Task", "a.b:Broken"], data, workshops)
+    assert [found.counted for found in task[0]] == ["a.b:Task on icu: 1 train, 1 test examples"]
+    assert task[1] == ["a.b:Task on icu: with privacy for records: its units do not stand alone"]
+    assert broken == ([], ["a.b:Broken fits no data set here: icu: it does not import; old: it does not import"])
 
 
 def test_the_plans_that_are_checked_with_name_the_site_whatever_it_is_called() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.states import Completed, Crashed
+from prefect.states import Cancelled, Completed, Crashed
 
 from flows.mailbox import Mailbox, answer_key, pack, request_key
 from flows.messages import AskFinish
@@ -38,3 +38,11 @@ def test_a_training_that_ends_in_the_middle_of_a_question_leaves_no_message(seat
     assert ended.type == Completed().type
     assert keys_of(requests) == []
     assert keys_of(answers) == [others]
+
+
+def test_a_withdrawal_by_cancelling_is_in_the_site_s_log(seat: Seat) -> None:
+    seat.client.set_flow_run_state(seat.run, Cancelled(), force=True)
+    assert attend(seat, handle=lambda key: pytest.fail("answered, though cancelled")).type == Cancelled().type
+    (line,) = seat.site.record.read()
+    assert (line.event, line.fields["training"]) == ("withdrawn", "tiny-trial")
+    assert seat.withdrawn

@@ -142,6 +142,22 @@ def test_training_twice_gives_the_same_kept_values_and_does_the_work_once(run: T
     assert (folder / "train.npz").stat().st_mtime_ns == kept.st_mtime_ns
 
 
+def test_work_that_the_site_itself_has_ended_is_no_failure(run: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = run.local.sites.sites["ann"]
+    assert join(run, "ann").kind == "joined"
+    context = run.live.context("training", 1, 1)
+    advertise(run, "ann", context)
+
+    def ended(*arguments: object, **named: object) -> NDArray[np.float32]:
+        site.stop_work(run.live.training)
+        raise RuntimeError("it was ended")
+
+    monkeypatch.setattr(training, "train", ended)
+    assert send(run, "ann", "train", context.digest, AskWork(context)).kind == "done"
+    assert [line.fields["step"] for line in site.record.read() if line.event == "stopped"] == ["train"]
+    assert site.record.failures() == [] and site.failures == {}
+
+
 def test_the_plain_vector_of_a_protected_training_is_never_given(run: Trial) -> None:
     assert join(run, "ann").kind == "joined"
     context = run.live.context("training", 1, 1)

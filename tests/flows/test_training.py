@@ -24,6 +24,12 @@ def test_protected_and_plain_training_give_the_same_model_bit_for_bit(tmp_path: 
             assert [record.dropped for record in report.records if record.dropped] == []
             finals.append(report.final)
             models.append(run.live.checkpoint.model)
+            lines = list(run.local.sites.sites["ann"].record.read())
+        made = "confirmed" if protection["protocol"] == "secagg" else "unmasked"
+        assert [line.fields["round"] for line in lines if line.event == made] == [0, 1, 2, 3]
+        assert [line.event for line in lines[:2]] == ["asked", "joined"] and [line.event for line in lines].count(
+            "finished"
+        ) == 1
     assert np.array_equal(models[0].vector, models[1].vector)
     assert np.any(models[0].vector != 0)
     assert finals[0].metrics == finals[1].metrics

@@ -230,7 +230,7 @@ def test_a_restarted_server_and_an_exchange_that_is_away_delay_a_training(home: 
     guests = found_home(tmp_path / "guests", ("guest", "another", "third"), home.home.url)
     home.home.processes["guest"] = start_party(["site", "serve"], guests.site("guest"))
     log = guests.site("guest") / "serve.log"
-    eventually(lambda: "does not answer (ConnectError): waiting" in log.read_text(), 60)
+    eventually(lambda: "does not answer (ConnectError): start it" in log.read_text(), 60)
     home.serve()
     eventually(lambda: home.online("guest"), 90)
     assert log.read_text().count("does not answer") == 1
