@@ -1,16 +1,14 @@
 """The embedded Prefect server of ``fedseal run``: a process of its own on loopback, which ends with the run.
 
-It is handed a socket that listens already, so that no port is free at one moment and taken at the next, and a pipe
-whose other end is this process's: however that ends, the server sees the pipe closed, and ends too.
+It is handed a socket that listens already, so that no port is free at one moment and taken at the next. However this
+process ends, the server notices, and ends too (``deploy.child``).
 """
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -58,9 +56,17 @@ class EmbeddedServer:
             environment = os.environ | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR"}
             environment.pop("PREFECT_API_URL", None)
             self._process = subprocess.Popen(  # noqa: S603 - our own words
-                [sys.executable, "-P", "-m", "deploy.embedded", str(listening.fileno())],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "deploy.child",
+                    str(os.getpid()),
+                    "deploy.embedded",
+                    str(listening.fileno()),
+                ],
                 env=environment,
-                stdin=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 pass_fds=[listening.fileno()],
@@ -91,10 +97,9 @@ class EmbeddedServer:
 
     def close(self) -> None:
         """End it."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        self._process.terminate()
         try:
-            self._process.wait(LAST_S + 1.0)
+            self._process.wait(LAST_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -110,19 +115,8 @@ def embedded_server(log: Path) -> Iterator[EmbeddedServer]:
         server.close()
 
 
-def end_with(parent: int) -> None:
-    """Have this process end soon after the pipe on this descriptor is closed, whatever it is doing."""
-    with contextlib.suppress(OSError):
-        while os.read(parent, 1):
-            pass
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(LAST_S)
-    os._exit(1)
-
-
 def main(listening: int) -> None:
     """The server's own program, with the settings that Prefect gives a server that it embeds itself."""
-    threading.Thread(target=end_with, args=(sys.stdin.fileno(),), daemon=True).start()
     os.environ |= {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
     import uvicorn
     from prefect.server.api.server import create_app

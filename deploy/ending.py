@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from deploy import home
+from deploy.shadows import hidden
 from protocols.files import is_full, open_log
 
 TELL_S = 4.0
@@ -125,6 +126,8 @@ def _say(line: str, code: int) -> int:
 
 def unforeseen(error: Exception) -> str:
     """Say in one line what nobody has foreseen, and keep it whole for those who mend it."""
+    if isinstance(error, ImportError | AttributeError) and (shadow := hidden()) is not None:
+        return shadow
     first = " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST]
     if is_full(error):
         return f"a disk is full ({first}): make room, and try again"

@@ -26,6 +26,7 @@ from deploy import EXAMPLE, SERVER_SETTINGS
 from deploy.alone import alone
 from deploy.coordinator import TEMPLATE as COORDINATOR_TEMPLATE
 from deploy.founding import found
+from deploy.machine import LOOPBACK
 from deploy.site import TEMPLATE as SITE_TEMPLATE
 from deploy.site import fail, one_printed_line
 from flows.settings import COORDINATOR_FILE, SITE_FILE, SettingsError
@@ -40,8 +41,6 @@ TASK, DATA = "ml_tasks.breast_cancer:BreastCancer", "breast-cancer"
 START_S = 120.0
 PARTIES_END_S, SERVER_ENDS_S = 6.0, 3.0
 """Seconds that parties have to tell the server that they end, and then the server; together less than 10."""
-LOOPBACK = "127.0.0.1,localhost"
-"""What no proxy is asked for, whatever the environment says."""
 LONGEST_REASON = 200
 
 
