@@ -59,6 +59,8 @@ from protocols.receipt import Tensor, sign_receipt
 
 FAILED, REFUSED = 1, 2
 TERMINAL = Path("-")
+SQLITE = b"SQLite format 3\0"
+"""How a database of SQLite begins."""
 
 Result = TypeVar("Result")
 
@@ -173,6 +175,9 @@ def check_whole(folder: Path) -> None:
     missing = [vault for vault in vaults if not (vault / "vault.sqlite").exists()]
     if missing and len(missing) < len(vaults):
         raise Failure(f"{missing[0]}: its vault is not there: put it back; with new keys it would be another", REFUSED)
+    for vault in vaults:
+        if vault not in missing and (vault / "vault.sqlite").read_bytes()[: len(SQLITE)] not in (b"", SQLITE):
+            raise Failure(f"{vault}: its vault.sqlite is no vault: put it back", REFUSED)
 
 
 def check_resumed_code(plan: Plan) -> None:

@@ -9,7 +9,6 @@ it is counted. Whatever else goes wrong leaves as a signed refusal with safe tex
 """
 
 import hashlib
-import io
 import logging
 import shutil
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+from safetensors.numpy import load, save
 
 from flows.authors import check_template, read_template
 from flows.data_sets import Chosen, DataSet, choose
@@ -68,10 +68,14 @@ if TYPE_CHECKING:
     from flows.local_work import InProcess
 
 Answer = tuple[Envelope, ...]
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 RESUMED = 8
 """How often a round may use up the plan's attempts at a site: a coordinator that is cut off and resumed begins anew."""
 ADVERT_S = 10.0
 """Seconds that asked work waits for this site's advert: the coordinator asks for both at once."""
+KEPT = ".safetensors"
+"""What local work gives, by segment. Numpy reads its own files with Python's compiler, which in CPython 3.11 fails now
+and then where other threads compile (gh-106905): a site was lost to a sum by it."""
 CONTENT = "content"
 """In an attempt's folder of local work: what stands for the data that it was done on."""
 
@@ -290,7 +294,7 @@ class Site:
         ends = began + min(plan.deadlines.train_s, self._policy.max_train_s)
         with self._at_work:  # one piece of work at a time
             self._check_current(context, plan, step)
-            path = self._work_folder(context.training, context.digest) / f"{step}.npz"
+            path = self._work_folder(context.training, context.digest) / f"{step}{KEPT}"
             if not path.exists():
                 self._keep(path, self._worked(agreed, context, step, model, ends), step)
         if plan.protection.timing == "fixed":
@@ -301,15 +305,23 @@ class Site:
         """Wait until this site has advertised in an attempt, has refused to, or was not asked to for too long."""
         with self._advertising:
             self._advertising.wait_for(
-                lambda: self._refused_advert == context.digest or self.vault.find(context.digest) is not None,
+                lambda: (
+                    self._refused_advert == context.digest
+                    or self.vault.find(context.digest) is not None
+                    or self._overtaken(context)
+                ),
                 self.advert_s,
             )
+
+    def _overtaken(self, context: AttemptContext) -> bool:
+        """Whether this site has been in a newer attempt of the training."""
+        known = self.vault.of_training(context.training)
+        return any((context.round, context.attempt) < (one.round, one.attempt) for one in known)
 
     def _check_current(self, context: AttemptContext, plan: Plan, step: str) -> None:
         """Refuse work for an attempt that is over, or that this site has not advertised."""
         me = self.identity.name
-        newest = max(((old.round, old.attempt) for old in self.vault.of_training(context.training)), default=(0, 0))
-        if (context.round, context.attempt) < newest:
+        if self._overtaken(context):
             raise Refused(me, step, "a newer attempt has begun")
         if plan.protection.protocol == "plain":
             return
@@ -364,10 +376,8 @@ class Site:
             write_whole(folder / CONTENT, self.vault.fingerprint(content).encode())
 
     def _keep(self, path: Path, values: Values, step: str) -> None:
-        archive = io.BytesIO()
-        np.savez(archive, **values)  # type: ignore[arg-type]
         try:
-            write_whole(path, archive.getbuffer())
+            write_whole(path, save(values))
         except FileNotFoundError:  # its folder was cleared while the work was done
             raise Refused(self.identity.name, step, "a newer attempt has begun") from None
 
@@ -418,11 +428,10 @@ class Site:
         """What this site contributes: the values of its local work, or nothing at all where any of it failed."""
         values, described = Values(), agreed.described
         for work in steps_of(agreed.plan, purpose):
-            path = folder / f"{work}.npz"
+            path = folder / f"{work}{KEPT}"
             if not path.exists():
                 raise Refused(self.identity.name, step, "this site has not done its local work for this attempt")
-            with np.load(path, allow_pickle=False) as arrays:
-                values |= {segment: arrays[segment] for segment in arrays.files}
+            values |= load(path.read_bytes())
         table = segments_of(agreed.plan, purpose, parameters=described.parameters, features=described.features)
         expected = [(one.name, one.length) for one in table if one.name not in (CLAMPED, FAILED)]
         failed = set(values) != {name for name, _ in expected}
@@ -587,8 +596,8 @@ def check_values(values: Mapping[str, object], segments: Sequence[Segment]) -> N
     """
     lengths = {segment.name: segment.length for segment in segments if segment.name not in (CLAMPED, FAILED)}
     for name, array in values.items():
-        if name not in lengths or not isinstance(array, np.ndarray) or array.dtype.kind != "f":
-            raise WorkFailed(f"it gave {name!r}, which is no segment of this sum or holds no floats")
+        if name not in lengths or not isinstance(array, np.ndarray) or array.dtype not in FLOATS:
+            raise WorkFailed(f"it gave {name!r}, which is no segment of this sum or holds no floats of 32 or 64 bits")
         if array.shape != (lengths[name],):
             raise WorkFailed(f"{name} has shape {array.shape}, not ({lengths[name]},)")
         if not np.isfinite(array).all():

@@ -39,7 +39,7 @@ def test_no_work_is_done_for_an_attempt_that_was_not_advertised_and_nothing_is_k
             context = run.live.context("training", 1, attempt)
             said = refusal(send(run, "ann", "train", context.digest, AskWork(context)))
             assert said == "this site has not advertised in this context"
-        assert not list((run.local.sites.sites["ann"].vault.folder / "work").rglob("*.npz"))
+        assert not list((run.local.sites.sites["ann"].vault.folder / "work").rglob("*.safetensors"))
 
 
 def test_work_that_is_asked_first_waits_for_the_advert_and_for_no_refused_one(

@@ -24,7 +24,7 @@ def test_a_file_that_hides_a_module_is_named_in_one_line(file: str, said: str, t
     (tmp_path / file).write_text("mine = True\n")
     paths = os.pathsep.join([str(tmp_path), str(REPOSITORY)])
     done = subprocess.run(
-        [sys.executable, "-P", "-c", "import deploy, queue; queue.SimpleQueue; import flows.plan_words"],
+        [sys.executable, "-S", "-P", "-c", "import deploy, queue; queue.SimpleQueue; import flows.plan_words"],
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         text=True,

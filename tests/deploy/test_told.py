@@ -9,6 +9,7 @@ import pytest
 from safetensors.torch import load
 
 from deploy import run as runs
+from deploy.cli import STARTING
 from flows.local import LocalSites
 from flows.model import GlobalModel
 from flows.plan import read_plan
@@ -126,7 +127,8 @@ def test_a_failure_in_a_round_is_told_once_and_no_resume_is_offered(
     code, out, err = fedseal("run", plan(tmp_path, "Sound"))
     place = "tests/deploy/mistakes.py, line 7, in loss: RuntimeError: boom"
     assert (code, out) == (1, "")
-    assert err == f"fedseal: training: ann, bob, cat: {place}: mend it and start a new training\n"
+    said = f"fedseal: training: ann, bob, cat: {place}: mend it and start a new training"
+    assert err.splitlines() == [STARTING, said]
 
 
 def test_tied_weights_are_saved_under_both_names_as_the_sum_has_them() -> None:

@@ -9,6 +9,7 @@ import dp_accounting
 import numpy as np
 import pytest
 from dp_accounting.rdp import RdpAccountant
+from safetensors.numpy import load_file
 
 from flows.local_work import LocalWork
 from flows.messages import AskWork
@@ -264,7 +265,9 @@ def test_two_attempts_sample_and_noise_anew(run: Trial) -> None:
         context = run.live.context("training", 1, attempt)
         assert send(run, "ann", "advertise", context.digest, AskAdvertise(context)).kind == "advert"
         assert send(run, "ann", "train", context.digest, AskWork(context)).kind == "done"
-        kept.append(np.load(vault.folder / "work" / run.live.training / context.digest / "train.npz")["update"])
+        kept.append(
+            load_file(vault.folder / "work" / run.live.training / context.digest / "train.safetensors")["update"]
+        )
     assert len({tuple(one) for one in kept}) > 1
 
 

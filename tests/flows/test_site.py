@@ -137,9 +137,9 @@ def test_training_twice_gives_the_same_kept_values_and_does_the_work_once(run: T
     advertise(run, "ann", context)
     folder = run.local.sites.sites["ann"].vault.folder / "work" / run.live.training / context.digest
     assert send(run, "ann", "train", context.digest, AskWork(context)).kind == "done"
-    kept = (folder / "train.npz").stat()
+    kept = (folder / "train.safetensors").stat()
     assert send(run, "ann", "train", context.digest, AskWork(context)).kind == "done"
-    assert (folder / "train.npz").stat().st_mtime_ns == kept.st_mtime_ns
+    assert (folder / "train.safetensors").stat().st_mtime_ns == kept.st_mtime_ns
 
 
 def test_work_that_the_site_itself_has_ended_is_no_failure(run: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
