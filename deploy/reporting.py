@@ -14,13 +14,17 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.events.worker import EventsWorker
 from prefect.exceptions import PrefectHTTPStatusError
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
 from deploy import home, machine
 from deploy.embedded import embedded_server
 
+DRAINED_S = 5.0
+"""Seconds that Prefect's client has to send the log lines that it holds."""
 SETTLED_S, RECORDED_S = 30.0, 1.1
 """Seconds that a server has to write down the ends of a training's tasks, and within which it writes some if any."""
 
@@ -38,7 +42,10 @@ def prefect_server() -> Iterator[Callable[[], None]]:
     named = machine.named_server()
     if named is None:
         with embedded_server(home() / "server.log") as server, temporary_settings({PREFECT_API_URL: server.url}):
-            yield server.wait
+            try:
+                yield server.wait
+            finally:
+                APILogWorker.drain_all(timeout=DRAINED_S)  # or it would miss its server, and say so
         return
     machine.check_server(named)
     if named.origin != machine.VARIABLE:
@@ -51,6 +58,7 @@ def settle(training: str) -> None:
 
     A server that does not get there in ``SETTLED_S`` keeps what it has.
     """
+    EventsWorker.drain_all(timeout=SETTLED_S)
     ends, before = time.monotonic() + SETTLED_S, -1
     runs = {"tags": {"all_": [training]}}
     living = {"state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}}}

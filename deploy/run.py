@@ -5,6 +5,7 @@ import math
 import secrets
 import shlex
 import shutil
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -341,7 +342,7 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
     Raises:
         Failure: as ``start``.
     """
-    screen, training = Screen(plan, task, folder), checkpoint.progress.training
+    screen, training = Screen(plan, task, folder, options.json == TERMINAL), checkpoint.progress.training
     code: CodeRule = "any" if options.accept_code else "named"
     again = shlex.join(
         ["fedseal", "run", "--resume", str(folder)] + (["--data", str(options.data)] if options.data else [])
@@ -382,6 +383,8 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
             raise Failure(f"{error.step}: {why}: mend it and start a new training", FAILED) from None
         except ProtocolError as error:
             raise Failure(f"{error}: this training cannot go on", FAILED) from None
+        except (OSError, sqlite3.Error) as error:
+            raise Failure(f"{error}: see to that, and go on with: {again}", FAILED) from None
     save_model(folder / report.model, task, checkpoint.model)
     write_receipt(folder / report.receipt, live)
     shutil.rmtree(folder / "exchange", ignore_errors=True)

@@ -1,5 +1,6 @@
 """What a run shows: live progress, the final table, what was protected and how, the plot of the rounds."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,11 +19,20 @@ SHOWN = ("accuracy", "auroc", "auprc", "loss", "observed_expected")
 
 
 class Screen:
-    """Tells the operator how a training goes: a progress bar on a terminal, plain lines otherwise."""
+    """Tells the operator how a training goes: a line for each sum, and a progress bar on a terminal.
 
-    def __init__(self, plan: Plan, task: Task, folder: Path) -> None:
+    Args:
+        plan: the plan.
+        task: its task.
+        folder: the run's.
+        aside: whether standard output is the report's alone; everything goes to standard error then.
+    """
+
+    def __init__(self, plan: Plan, task: Task, folder: Path, aside: bool = False) -> None:
         self._plan, self._task, self._folder = plan, task, folder
-        self._out, self._err = Console(highlight=False), Console(stderr=True, highlight=False)
+        # As they are now: what a task prints is sent elsewhere while it runs.
+        self._out = Console(file=sys.stderr if aside else sys.stdout, highlight=False)
+        self._err = Console(file=sys.stderr, highlight=False)
         self._out.width = max(self._out.width, 100)  # a column that is cut off tells nothing
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=self._err, disable=not self._err.is_terminal)
@@ -80,7 +90,7 @@ class Screen:
         self._out.print(f"Model, report, receipt and plot are in {self._folder}", soft_wrap=True)
 
     def _say(self, line: str) -> None:
-        self._err.print(line, soft_wrap=True, markup=False)
+        self._out.print(line, soft_wrap=True, markup=False)
 
 
 def metric_notes(record: RoundRecord) -> list[str]:

@@ -62,7 +62,7 @@ def test_a_run_that_is_killed_leaves_no_server_and_one_that_is_ended_says_how_to
     home = tmp_path / "home"
     for number in (*SIGNALS, signal.SIGKILL):
         running = begin(home, "run", "--set", "rounds=30", "--no-baselines")
-        wait_for("training 1.", home / "err")
+        wait_for("training 1.", home / "out")
         running.send_signal(number)
         code = running.wait(10)
         assert gone(home)

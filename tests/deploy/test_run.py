@@ -99,12 +99,12 @@ def check_model(path: Path, metrics: dict[str, float]) -> None:
 @pytest.mark.slow
 def test_the_heart_plan_trains_on_four_real_hospitals(home: Path, shared_data: Path, tmp_path: Path) -> None:
     options = ("--set", "seed=42", "--json", tmp_path / "report.json", "--no-baselines")
-    code, _, err = fedseal("run", HEART, "--data", shared_data / "uci-heart", *options)
+    code, out, _ = fedseal("run", HEART, "--data", shared_data / "uci-heart", *options)
     assert code == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["final"]["metrics"]["examples"] == 254
     assert report["final"]["metrics"]["accuracy"] >= 0.785
-    assert "training 10.1" in err
+    assert "training 10.1" in out
 
 
 def test_the_console_script_and_its_exit_code_work_from_another_folder(home: Path, tmp_path: Path) -> None:
