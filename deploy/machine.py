@@ -179,13 +179,10 @@ def unread_settings(error: Exception) -> str:
     if isinstance(error, tomllib.TOMLDecodeError):
         return f"Prefect's profiles.toml is not TOML ({error}): mend it, or set PREFECT_HOME to another folder"
     found: list[Any] = getattr(error, "errors", list)()
-    names = [f"PREFECT_{'_'.join(map(str, one['loc'])).upper()}" for one in found if isinstance(one, dict)]
-    wrong = [name for name in names if name in os.environ] or names[:1]
-    first = " ".join(str(error).split())[:200]
-    if wrong:
-        values = ", ".join(f"{name}={os.environ.get(name, '')}" for name in wrong)
-        return f"Prefect does not take its setting {values}: mend or unset it"
-    return f"Prefect cannot be loaded: {first}"
+    inputs = {str(one.get("input")) for one in found if isinstance(one, dict)}
+    if wrong := [name for name, value in os.environ.items() if name.startswith("PREFECT_") and value in inputs]:
+        return f"Prefect does not take {', '.join(f'{name}={os.environ[name]}' for name in wrong)}: mend or unset it"
+    return f"Prefect does not take its settings: {' '.join(str(error).split())[:200]}"
 
 
 def _text(path: Path) -> str:

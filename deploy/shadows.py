@@ -25,7 +25,13 @@ def hidden() -> str | None:
 
 
 def tell(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Say of an error that a hidden module has caused which one it was; of any other what Python says."""
+    """Say of an error that a hidden module has caused which one it was; of any other what Python says.
+
+    Of Ctrl-C before the command line is there to hear it (``deploy.ending``), a line.
+    """
+    if issubclass(kind, KeyboardInterrupt):
+        print("fedseal: ended by SIGINT: nothing was begun", file=sys.stderr)
+        return
     line = hidden() if issubclass(kind, ImportError | AttributeError) else None
     if line is None:
         sys.__excepthook__(kind, error, trace)

@@ -39,7 +39,7 @@ def tiny(folder: Path, task: str) -> Path:
 
 
 def test_the_embedded_example_runs_and_leaves_model_report_and_plot(home: Path, tmp_path: Path) -> None:
-    code, out, err = fedseal("run", "--set", "rounds=2", "--json", tmp_path / "report.json")
+    code, out, _ = fedseal("run", "--set", "rounds=2", "--json", tmp_path / "report.json")
     assert code == 0
     report = json.loads((tmp_path / "report.json").read_text())
     (folder,) = (home / "runs").iterdir()
@@ -69,7 +69,7 @@ def test_the_embedded_example_runs_and_leaves_model_report_and_plot(home: Path, 
     assert set(report["baselines"]) == {"north alone", "east alone", "south alone", "west alone", "pooled"}
     for word in ("federated", "pooled", "north alone", "secure aggregation", "no differential privacy"):
         assert word in out
-    assert "four hospitals are simulated" in err
+    assert "four hospitals are simulated" in out
     check_model(folder / report["model"], report["final"]["metrics"])
     options = ("--consortium", folder / "consortium.toml", "--model", folder / report["model"])
     code, out, _ = fedseal("verify", folder / report["receipt"], *options)

@@ -42,3 +42,5 @@ def test_other_errors_are_shown_as_python_shows_them(
     assert shadows.hidden() is None
     shadows.tell(ImportError, ImportError("no module"), None)
     assert capsys.readouterr().err == "ImportError: no module\n"
+    shadows.tell(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == "fedseal: ended by SIGINT: nothing was begun\n"
