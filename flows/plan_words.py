@@ -45,6 +45,8 @@ def wrong(error: ErrorDetails, plan: type[BaseModel]) -> str:
         case "too_short":
             return f"at least {context['min_length']} are needed, {context['actual_length']} are named"
         case "model_type" | "model_attributes_type" | "dict_type":
+            if not place:
+                return "is no plan, which is a table of fields"
             return f"is a table: set a field of it, as in {'.'.join(place)}.{_first(place, plan)}"
     said = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     number = kind.split("_")[0]

@@ -162,3 +162,9 @@ def test_a_plan_that_is_no_toml_or_not_there_is_one_line(tmp_path: Path) -> None
 def test_a_number_that_no_ring_and_no_clock_can_hold_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(PlanError, match="less than"):
         plan_for(**fields)
+
+
+@pytest.mark.parametrize("raw", ["not a plan", 3, None, []])
+def test_what_is_no_plan_at_all_is_said_to_be_none(raw: object) -> None:
+    with pytest.raises(PlanError, match=r"^plan: plan: is no plan, which is a table of fields$"):
+        make_plan(raw, source="plan")

@@ -148,7 +148,7 @@ def test_a_plan_that_cannot_be_used_fails_its_run_with_one_line(home: Consortium
         "not in the consortium file": good | {"sites": [*SITES[:3], "nowhere"]},
         "a site is named twice": good | {"sites": [*SITES, "north"]},
         "not on the coordinator's list": good | {"task": "os:system"},
-        "valid dictionary": "not a plan",
+        "is no plan": "not a plan",
     }
     deployment = home.client.read_deployment_by_name("federated-training/train").id
     runs = {}
