@@ -37,6 +37,11 @@ def end_with(parent: int, grace_s: float = 0.0) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def command(module: str, *words: str) -> list[str]:
+    """The command that runs a module which ends with this process; it imports nothing from where it runs."""
+    return [sys.executable, "-P", "-m", "deploy.child", str(os.getpid()), module, *words]
+
+
 def main(parent: int, module: str, words: list[str]) -> None:
     """Run the module as ``python -m`` would."""
     end_with(parent, GRACE_S)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deploy.child import command
 from deploy.machine import Unfit
 from protocols.files import open_log
 
@@ -56,15 +57,7 @@ class EmbeddedServer:
             environment = os.environ | {"PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR"}
             environment.pop("PREFECT_API_URL", None)
             self._process = subprocess.Popen(  # noqa: S603 - our own words
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "deploy.child",
-                    str(os.getpid()),
-                    "deploy.embedded",
-                    str(listening.fileno()),
-                ],
+                command("deploy.embedded", str(listening.fileno())),
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -218,14 +218,14 @@ def check_server(named: NamedServer) -> None:
                 return httpx.Client.send(http, http.build_request("GET", path, timeout=ANSWER_S))
 
             health, version = get("/health"), get("/admin/version")
-            below = get(f"{named.url.rstrip('/')}/api/health")
+            below = None if _is_true(health) else get(f"{named.url.rstrip('/')}/api/health")
     except httpx.HTTPError as error:
         if "CERTIFICATE" in str(error):
             raise Unfit(f"{who}: its certificate is not trusted: set PREFECT_API_SSL_CERT_FILE") from None
         raise Unfit(f"{who} does not answer ({type(error).__name__}): start it, or name none", 1) from None
     if {health.status_code, version.status_code} & {401, 403}:
         raise Unfit(f"{who} does not take these credentials, or wants some (401): set PREFECT_API_AUTH_STRING")
-    if not _is_true(health):
+    if below is not None:
         if _is_true(below) or below.status_code in (401, 403):
             raise Unfit(f"{who}: the address of its API ends in /api: add /api")
         raise Unfit(f"{who} is not a Prefect server (HTTP {health.status_code}): mend the address")

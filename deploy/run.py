@@ -177,8 +177,11 @@ def check_whole(folder: Path) -> None:
     if missing and len(missing) < len(vaults):
         raise Failure(f"{missing[0]}: its vault is not there: put it back; with new keys it would be another", REFUSED)
     for vault in vaults:
-        if vault not in missing and (vault / "vault.sqlite").read_bytes()[: len(SQLITE)] not in (b"", SQLITE):
-            raise Failure(f"{vault}: its vault.sqlite is no vault: put it back", REFUSED)
+        if vault not in missing:
+            with (vault / "vault.sqlite").open("rb") as file:
+                head = file.read(len(SQLITE))
+            if head not in (b"", SQLITE):
+                raise Failure(f"{vault}: its vault.sqlite is no vault: put it back", REFUSED)
 
 
 def check_resumed_code(plan: Plan) -> None:

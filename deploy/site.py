@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.alone import alone
+from deploy.child import command
 from deploy.founding import check_exchange, check_name, check_server, check_tasks, found, read_data_sets
 from flows.exchange import ExchangeAway
 from flows.pauses import pauses
@@ -175,17 +176,9 @@ def warn_of(site: SiteFolder, check: bool) -> None:
             warn(warning)
     if check and site.data:
         # In a process of its own, which ends with this one: what serves a site imports no task.
-        words = [
-            "deploy.child",
-            str(os.getpid()),
-            "deploy.cli",
-            "site",
-            "check",
-            "--folder",
-            str(site.folder.absolute()),
-        ]
+        words = command("deploy.cli", "site", "check", "--folder", str(site.folder.absolute()))
         done = subprocess.run(  # noqa: S603 - our own words
-            [sys.executable, "-P", "-m", *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+            words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
         )
         for line in (done.stdout if done.returncode == 1 else done.stderr).splitlines():
             warn(line)

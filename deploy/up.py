@@ -24,6 +24,7 @@ from pathlib import Path
 
 from deploy import EXAMPLE, SERVER_SETTINGS
 from deploy.alone import alone
+from deploy.child import command
 from deploy.coordinator import TEMPLATE as COORDINATOR_TEMPLATE
 from deploy.founding import found
 from deploy.machine import LOOPBACK
@@ -205,7 +206,7 @@ def _start(words: list[str], folder: Path, log: str, environment: dict[str, str]
     direct = {name: ",".join(filter(None, (environment.get(name), LOOPBACK))) for name in ("NO_PROXY", "no_proxy")}
     with open_log(folder / f"{log}.log") as output:
         return subprocess.Popen(  # noqa: S603 - our own words
-            [sys.executable, "-P", "-m", "deploy.child", str(os.getpid()), *words],
+            command(*words),
             cwd=folder,
             env=environment | direct,
             stdin=subprocess.DEVNULL,

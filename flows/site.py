@@ -478,10 +478,7 @@ class Site:
             )
         self.record.append(
             "advertised",
-            training=context.training,
-            purpose=context.purpose,
-            round=context.round,
-            attempt=context.attempt,
+            **attempt_of(context),
             context=context.digest,
             cost=str(charge.events) if charge else "no privacy: not noised",
         )
@@ -531,14 +528,7 @@ class Site:
         answer = protocol.confirm(self.vault, self._consortium, request)
         if not context.confirmed:  # else it is asked again
             made = parse(Confirmation, answer[0].body, party=self.identity.name, step="confirm")
-            self.record.append(
-                "confirmed",
-                training=context.training,
-                purpose=context.purpose,
-                round=context.round,
-                attempt=context.attempt,
-                sites=", ".join(made.survivors),
-            )
+            self.record.append("confirmed", **attempt_of(context), sites=", ".join(made.survivors))
         return answer
 
     def _reveal(self, request: Envelope) -> Answer:
@@ -575,9 +565,7 @@ class Site:
         )
         vector = encode(self.identity.name, values, context.segments, key)
         self._hand_over(context.training, context.digest, vector.tobytes())
-        self.record.append(
-            "unmasked", training=context.training, purpose=context.purpose, round=context.round, attempt=context.attempt
-        )
+        self.record.append("unmasked", **attempt_of(context))
         return (plain.submit(self.identity, context, vector, request.digest),)
 
 
@@ -586,6 +574,16 @@ def in_process(plan: Plan, site: str, folder: Path | None) -> "InProcess":
     from flows.local_work import InProcess
 
     return InProcess(plan, site, folder)
+
+
+def attempt_of(context: AttemptContext | Context) -> dict[str, str | int]:
+    """What names an attempt in the site's log."""
+    return {
+        "training": context.training,
+        "purpose": context.purpose,
+        "round": context.round,
+        "attempt": context.attempt,
+    }
 
 
 def check_values(values: Mapping[str, object], segments: Sequence[Segment]) -> None:

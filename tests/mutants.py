@@ -248,9 +248,9 @@ FINDINGS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "15",
-        "deploy/up.py",
-        '[sys.executable, "-P", "-m", *words]',
-        '[sys.executable, "-m", *words]',
+        "deploy/child.py",
+        '[sys.executable, "-P", "-m", "deploy.child"',
+        '[sys.executable, "-m", "deploy.child"',
         ("tests/hostile/test_planted.py::test_a_party_of_fedseal_up_imports_nothing_from_where_it_was_started",),
     ),
     Mutant(
@@ -578,8 +578,8 @@ FINDINGS: tuple[Mutant, ...] = (
     Mutant(
         "4",
         "flows/local_work.py",
-        "evaluate_alone(*given, check_time=check_time)",
-        "training.evaluate(*given)",
+        "evaluate_alone(*given, counted, check_time=check_time)",
+        "training.evaluate(*given, self.plan.counting)",
         ALONE,
     ),
     # A unit that fails is its own matter, and no unit is longer than 1 in exact numbers.
