@@ -23,7 +23,8 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from deploy import author, coordinator, records, site, steward  # noqa: E402, F401 - after the settings; both add to site
+from deploy import author, coordinator, publish, records, site, steward  # noqa: E402, F401 - after the settings
+from deploy import submit as submitting  # noqa: E402
 
 STARTING = "Starting. The first time takes longer: a Prefect server makes its database."
 
@@ -114,9 +115,20 @@ def code(task: Annotated[str, typer.Argument(help="A task, module:Class.")]) -> 
 def submit(
     plan: Annotated[Path | None, typer.Argument(help="A plan in TOML; without one, the embedded example.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field of the plan: a.b=c.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="The coordinator's folder: server and credentials.", envvar="FEDSEAL_COORDINATOR"),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Print its rounds, and wait for its end.")] = False,
 ) -> None:
-    """Start a training on the configured Prefect server; print the id of its flow run."""
-    print(coordinator.submit(plan or EXAMPLE, tuple(overrides or ())))
+    """Start a training; print the id of its flow run. With --follow exit code 1 unless it ends well."""
+    from flows.plan import PlanError, read_plan
+
+    try:
+        checked = read_plan(plan or EXAMPLE, tuple(overrides or ()))
+    except PlanError as error:
+        raise site.fail(error) from None
+    submitting.submit(folder, {"plan": checked.model_dump(mode="json")}, follow)
 
 
 @app.command()

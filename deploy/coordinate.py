@@ -6,6 +6,7 @@ The training is named after its plan and its flow run, so that a retry of the ru
 import logging
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,8 @@ from flows.code_digest import with_code
 from flows.engine import patient, patient_engine
 from flows.federated_training import run_training
 from flows.logs import keep_log
-from flows.plan import Plan, PlanError, make_plan
+from flows.plan import Plan, PlanError
+from flows.published import PLAN_NAME, plan_of
 from flows.remote import RemoteSites
 from flows.report import Report, RoundRecord, metric_text
 from flows.session import Session, opened, shown
@@ -120,7 +122,7 @@ def main(folder: Path, run_id: UUID) -> None:
         try:
             settings = CoordinatorFolder.read(folder)
             keep_log("fedseal", folder / "coordinator.log")
-            plan = make_plan(run.parameters.get("plan"), source="plan")
+            plan = asked_plan(settings, run.parameters, run_id)
             live, sites, place = prepare(settings, plan, client, run_id)
         except (SettingsError, PlanError, Failure, CheckpointError, OSError) as error:
             client.set_flow_run_state(run_id, Failed(message=str(error)), force=True)
@@ -138,6 +140,31 @@ def main(folder: Path, run_id: UUID) -> None:
             run_flow(scheduled_training, flow_run=run, parameters={"plan": live.plan}, return_type="state")
 
 
+def asked_plan(settings: CoordinatorFolder, parameters: Mapping[str, object], run_id: UUID) -> Plan:
+    """The plan that a run asks for; of a published one that has begun, what it began with: it may be another by now.
+
+    Raises:
+        PlanError: there is none.
+    """
+    name = parameters.get("plan")
+    folder = settings.runs / f"{name}-{run_id.hex[:12]}"
+    if isinstance(name, str) and PLAN_NAME.fullmatch(name) and (folder / "plan.json").exists():
+        return begun_plan(claimed(folder, run_id))
+    return plan_of(parameters, settings.published)
+
+
+def begun_plan(folder: Path) -> Plan:
+    """The plan that a training has begun with.
+
+    Raises:
+        PlanError: it does not read.
+    """
+    try:
+        return Plan.model_validate_json((folder / "plan.json").read_bytes())
+    except (OSError, ValidationError):
+        raise PlanError(f"{folder}: its plan.json does not read: start a new training") from None
+
+
 def prepare(
     settings: CoordinatorFolder, plan: Plan, client: SyncPrefectClient, run_id: UUID
 ) -> tuple[Session, RemoteSites, Path]:
@@ -146,11 +173,8 @@ def prepare(
     Raises:
         SettingsError, PlanError, Failure, CheckpointError, OSError: one line each.
     """
-    if plan.task not in settings.tasks:
-        raise PlanError(f"plan: task: {plan.task} is not on the coordinator's list: add it to coordinator.toml")
+    settings.check_known(plan.task, plan.sites)
     consortium = settings.consortium
-    if strangers := [site for site in plan.sites if site not in consortium.sites]:
-        raise PlanError(f"plan: sites: {', '.join(strangers)}: not in the consortium file: correct the name")
     training = f"{plan.name}-{run_id.hex[:12]}"
     plan, task, vector = check_plan(lambda: planned_code(plan, settings.runs / training))
     template = fitting_template(plan, settings.templates, consortium.authors)

@@ -1,21 +1,18 @@
-"""``fedseal coordinator`` and ``fedseal submit``: set up and serve the coordinator, start a training (SPEC 6.8)."""
+"""``fedseal coordinator``: set up and serve the coordinator (SPEC 6.8)."""
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from deploy import EXAMPLE
-from deploy.alone import alone
+from deploy.alone import alone, alone_in_pool, coordinator_name
 from deploy.founding import check_exchange, check_server, check_tasks, found
 from deploy.site import DEFAULT_TASKS, fail, once_there, one_line
 from flows.settings import COORDINATOR_FILE, CoordinatorFolder
 from protocols.messages import COORDINATOR
-
-if TYPE_CHECKING:
-    from flows.plan import Plan
 
 app = typer.Typer(no_args_is_help=True, help="Set up and run the coordinator, which starts trainings.")
 
@@ -29,6 +26,7 @@ consortium = "consortium.toml"   # everybody's keys, agreed on out of band
 runs = "runs"                    # checkpoints, models and reports
 tasks = {tasks}   # what a plan may name; its code runs here too
 max_trainings = 4                # that run at once; what is submitted beyond waits
+resume = true                    # trainings that end with this coordinator go on when it serves again
 
 [prefect]
 url = "{prefect}"
@@ -74,82 +72,40 @@ def serve(
     with one_line():
         coordinator = CoordinatorFolder.read(folder)
         vault = coordinator.open_vault()
-        coordinator.check_identity(vault.identity, coordinator.consortium)
-        authors = coordinator.consortium.authors
+        consortium = coordinator.consortium
+        coordinator.check_identity(vault.identity, consortium)
         vault.close()
         coordinator.open_exchange()
     os.environ.update(coordinator.prefect.environment)
-    from prefect.utilities.callables import parameter_schema
-    from pydantic import Field
-
-    from deploy.worker import CoordinatorWorker, register, serve
-    from flows.authors import first_template
-    from flows.plan import Plan, PlanError, read_plan
-    from flows.settings import COORDINATOR_POOL, TRAINING, TRAINING_DEPLOYMENT
-
-    def form(plan: Annotated[Plan, Field(title="Plan")]) -> None:
-        """The form of the deployment: one plan."""
-
-    try:
-        begin = None if plan else first_template(coordinator.templates, authors)
-        begin = begin or read_plan(plan or EXAMPLE)
-    except PlanError as error:
-        raise fail(error) from None
-    with one_line():
-        lock = alone(folder, "serving", "fedseal coordinator serve")
-    schema = parameter_schema(form).model_dump_for_openapi()
-    about = "Train a model across sites that keep their data. Fill in the plan; every site decides if it takes part."
-    once_there(
-        coordinator.prefect,
-        lambda: register(
-            COORDINATOR_POOL,
-            CoordinatorWorker.type,
-            TRAINING,
-            TRAINING_DEPLOYMENT,
-            about,
-            schema,
-            {"plan": unresolved(begin)},
-        ),
-    )
-    print(f"the coordinator serves; its runs are in {coordinator.runs}", file=sys.stderr, flush=True)
-    with lock:
-        serve(CoordinatorWorker(folder, COORDINATOR_POOL, "coordinator", lambda run: None, coordinator.max_trainings))
-
-
-def unresolved(plan: "Plan") -> dict[str, Any]:
-    """A plan for the form: what follows from the roster is 0 there, so that it still does when sites are edited."""
-    from flows.plan import make_plan
-
-    fields = plan.model_dump(mode="json")
-    follows = fields | {"min_sites": 0, "protection": fields["protection"] | {"threshold": 0}}
-    return follows if make_plan(follows, source="form").digest == plan.digest else fields
-
-
-def submit(plan: Path, overrides: tuple[str, ...]) -> str:
-    """Start a training on the configured server; gives the flow run's id."""
     from prefect.client.orchestration import get_client
-    from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-    from prefect.settings import PREFECT_API_URL
 
+    from deploy.entries import enter_deployment, enter_pool, take_up_orphans
+    from deploy.forms import custom_entry
+    from deploy.publish import enter_published
+    from deploy.worker import COORDINATOR_HEARTBEAT_S, CoordinatorWorker, serve
+    from flows.authors import first_template
     from flows.engine import patient
     from flows.plan import PlanError, read_plan
-    from flows.settings import TRAINING, TRAINING_DEPLOYMENT
+    from flows.settings import coordinator_pool
 
     try:
-        parameters: dict[str, Any] = {"plan": read_plan(plan, overrides).model_dump(mode="json")}
+        begin = None if plan else first_template(coordinator.templates, consortium.authors)
+        custom = custom_entry(consortium.coordinator, begin or read_plan(plan or EXAMPLE))
     except PlanError as error:
         raise fail(error) from None
-    url = PREFECT_API_URL.value()
-    if not url:
-        raise fail("no Prefect server is configured: set PREFECT_API_URL to the API of the coordinator's server")
-    with patient(get_client(sync_client=True)) as client:
-        if client.api_healthcheck() is not None:
-            raise fail(f"the Prefect server at {url} does not answer: start it, or correct PREFECT_API_URL", 1)
-        try:
-            deployment = client.read_deployment_by_name(f"{TRAINING}/{TRAINING_DEPLOYMENT}")
-            run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
-        except ObjectNotFound:
-            raise fail(f"the server at {url} knows no coordinator: start fedseal coordinator serve", 1) from None
-        except PrefectHTTPStatusError as error:
-            raise fail(f"the server at {url} does not take the plan (HTTP {error.response.status_code})", 1) from None
-    return str(run.id)
+    pool, name = coordinator_pool(consortium.coordinator), coordinator_name()
+
+    def enter() -> None:
+        with patient(get_client(sync_client=True)) as client:
+            enter_pool(client, pool, CoordinatorWorker.type)
+            alone_in_pool(client, pool, name, COORDINATOR_HEARTBEAT_S)
+            enter_deployment(client, custom)
+            enter_published(client, coordinator)
+            take_up_orphans(client, pool, coordinator.resume)
+
+    with one_line():
+        lock = alone(folder, "serving", "fedseal coordinator serve")
+        once_there(coordinator.prefect, enter)
+    print(f"the coordinator serves; its runs are in {coordinator.runs}", file=sys.stderr, flush=True)
+    with lock:
+        serve(CoordinatorWorker(folder, pool, name, lambda run: None, coordinator.max_trainings, coordinator.resume))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, Queue
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,7 @@ from protocols.vault import Vault
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
+    from deploy.entries import Entry
     from deploy.worker import Refusal
 
 PROBE_BYTES, PROBE_S, PROBE_LIMIT_S = 32, 3.0, 10.0
@@ -143,23 +144,49 @@ def serve(
         site.check_identity(vault.identity, site.consortium)
         site.open_exchange()
     os.environ.update(site.prefect.environment)
-    from deploy.worker import Parameters, SiteWorker, register, serve
+    from deploy.worker import Parameters, SiteWorker, serve
     from flows.logs import keep_log
-    from flows.settings import PARTICIPATE, pool_of
 
     with one_line():
         lock = alone(folder, "serving", "fedseal site serve")
     keep_log("fedseal", folder / "site.log")
-    pool, limit = pool_of(site.name), site.policy.max_trainings
-    description = f"The part of {site.name} in a training. Cancel one to withdraw."
-    schema = Parameters.model_json_schema()
-    once_there(site.prefect, lambda: register(pool, SiteWorker.type, PARTICIPATE, site.name, description, schema))
+    entry = participation_entry(site, Parameters.model_json_schema())
+    once_there(site.prefect, lambda: register(entry, SiteWorker.type))
     print(f"{site.name} serves; what it does is in {folder / 'site.log'}", file=sys.stderr, flush=True)
     for groups in same_content(vault.ledger()):
         warn(f"{', '.join(groups)}: hold the same content, and their charges count against each other: see site.toml")
     threading.Thread(target=warn_of, args=(site, check), daemon=True).start()
     with lock:
-        serve(SiteWorker(folder, pool, site.name, refusal_of(vault), limit))
+        serve(SiteWorker(folder, entry.pool, site.name, refusal_of(vault), site.policy.max_trainings))
+
+
+def participation_entry(site: SiteFolder, schema: dict[str, Any]) -> "Entry":
+    """The deployment of a site's participations, which its coordinator starts."""
+    from deploy.entries import Entry
+    from flows.settings import PARTICIPATE, mark_of, marked, pool_of
+
+    coordinator = site.consortium.coordinator
+    return Entry(
+        flow=PARTICIPATE,
+        name=marked(site.name, coordinator),
+        pool=pool_of(site.name, coordinator),
+        description=f"The part of {site.name} in a training. Cancel one to withdraw.",
+        schema=schema,
+        tags=("participation", mark_of(coordinator)),
+    )
+
+
+def register(entry: "Entry", worker_type: str) -> None:
+    """Enter a site's pool and deployment at the Prefect server, and say of runs of a killed worker that they ended."""
+    from prefect.client.orchestration import get_client
+
+    from deploy.entries import enter_deployment, enter_pool, take_up_orphans
+    from flows.engine import patient
+
+    with patient(get_client(sync_client=True)) as client:
+        enter_pool(client, entry.pool, worker_type)
+        enter_deployment(client, entry)
+        take_up_orphans(client, entry.pool, None)
 
 
 def warn_of(site: SiteFolder, check: bool) -> None:

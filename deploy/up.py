@@ -292,8 +292,8 @@ def up(folder: Path, count: int, port: int) -> None:
         with running(home, server, () if stop.is_set() else None):
             if not stop.is_set():
                 say(
-                    f"Open http://127.0.0.1:{port}/deployments: federated-training / train is ready to run. Or, in "
-                    f"another shell:\n    PREFECT_API_URL=http://127.0.0.1:{port}/api fedseal submit {home.example}\n"
+                    f"Open http://127.0.0.1:{port}/deployments: federated-training is ready to run. Or, in another "
+                    f"shell:\n    fedseal submit --follow --folder {home.coordinator} {home.example}\n"
                     "Ctrl-C ends all of it."
                 )
             watch(home, stop)

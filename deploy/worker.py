@@ -11,37 +11,28 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import anyio
 import httpx
-from prefect.client.orchestration import PrefectClient, SyncPrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    WorkPoolFilter,
-    WorkPoolFilterName,
-)
-from prefect.client.schemas.objects import FlowRun, State, StateType, WorkPool
-from prefect.exceptions import ObjectAlreadyExists
-from prefect.states import Cancelled, Crashed
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun, State, WorkPool
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from deploy.child import end_with
+from deploy.entries import last_state
 from flows.engine import patient
 from flows.mailbox import is_away
 from protocols.contexts import TrainingName
 from protocols.files import open_log
 
-HEARTBEAT_S = 15
+HEARTBEAT_S, COORDINATOR_HEARTBEAT_S = 15, 5
 LAST_WORD_S = 5.0
 """Seconds that a worker that ends has to tell the server so."""
-ENDED = "The worker that ran it has ended."
 
 Refusal = Callable[[FlowRun], State[None] | None]
 """The state that says why a flow run must not be started, or ``None``."""
@@ -72,11 +63,15 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
     type = "fedseal"
     job_configuration = OwnProgram
     module: str
+    heartbeat_s = HEARTBEAT_S
 
-    def __init__(self, folder: Path, pool: str, name: str, refusal: Refusal, limit: int) -> None:
-        super().__init__(pool, name=name, heartbeat_interval_seconds=HEARTBEAT_S, limit=limit)
+    def __init__(
+        self, folder: Path, pool: str, name: str, refusal: Refusal, limit: int, resume: bool | None = None
+    ) -> None:
+        super().__init__(pool, name=name, heartbeat_interval_seconds=self.heartbeat_s, limit=limit)
         self._folder = folder.absolute()
         self._refusal = refusal
+        self._resume = resume
         self._away = False
 
     async def setup(self) -> None:
@@ -127,7 +122,9 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
             with anyio.move_on_after(LAST_WORD_S, shield=True):
                 process.kill()
                 await process.wait()
-                await self.client.set_flow_run_state(flow_run.id, Crashed(message=ENDED), force=True)
+                now = await self.client.read_flow_run(flow_run.id)
+                if now.state is None or not now.state.is_final():
+                    await self.client.set_flow_run_state(flow_run.id, last_state(now, self._resume), force=True)
             raise
         return BaseWorkerResult(identifier=str(process.pid), status_code=code)
 
@@ -166,6 +163,13 @@ class CoordinatorWorker(_OwnWorker):
 
     type = "fedseal-coordinator"
     module = "deploy.coordinate"
+    heartbeat_s = COORDINATOR_HEARTBEAT_S
+
+    async def teardown(self, *exc_info: Any) -> None:
+        """Also leave the pool, so that the next coordinator need not see first whether this one lives."""
+        with anyio.move_on_after(LAST_WORD_S, shield=True), suppress(httpx.HTTPError):
+            await self.client._client.delete(f"/work_pools/{self._work_pool_name}/workers/{self.name}")
+        await super().teardown(*exc_info)
 
 
 class Parameters(BaseModel):
@@ -204,43 +208,3 @@ def serve(worker: _OwnWorker) -> None:
                     tasks.cancel_scope.cancel()
 
     anyio.run(until_signalled)
-
-
-def register(
-    pool: str,
-    worker_type: str,
-    flow: str,
-    deployment: str,
-    description: str,
-    schema: dict[str, Any],
-    parameters: dict[str, Any] | None = None,
-) -> None:
-    """Enter a work pool and a deployment at the Prefect server, for people to see and use; workers read neither."""
-    with patient(get_client(sync_client=True)) as client:
-        try:
-            client.create_work_pool(WorkPoolCreate(name=pool, type=worker_type, base_job_template={}))
-        except ObjectAlreadyExists:
-            pass
-        client.create_deployment(
-            client.create_flow_from_name(flow),
-            deployment,
-            work_pool_name=pool,
-            description=description,
-            parameters=parameters,
-            parameter_openapi_schema=schema,
-            enforce_parameter_schema=True,
-        )
-        _end_orphans(client, pool)
-
-
-def _end_orphans(client: SyncPrefectClient, pool: str) -> None:
-    """Say of runs whose worker was killed that they have ended: nobody else would."""
-    living = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
-    orphans = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=living)),
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
-    )
-    for run in orphans:
-        cancelling = run.state is not None and run.state.type == StateType.CANCELLING
-        ended: State[None] = (Cancelled if cancelling else Crashed)(message=ENDED)
-        client.set_flow_run_state(run.id, ended, force=True)

@@ -419,6 +419,15 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
     Raises:
         PlanError: one line: the file, or the override that it came from, the field and what is wrong with it.
     """
+    return make_plan(read_fields(path, overrides), source=str(path), overrides=overrides)
+
+
+def read_fields(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a plan's fields from TOML as they are written, unchecked; see ``read_plan``.
+
+    Raises:
+        PlanError: the file cannot be read, or an override is none.
+    """
     try:
         raw = read_toml(path)
     except OSError as error:
@@ -427,7 +436,7 @@ def read_plan(path: Path, overrides: Sequence[str] = ()) -> Plan:
         raise PlanError(f"{path}: is not TOML: {error}") from None
     for override in overrides:
         _override(raw, override)
-    return make_plan(raw, source=str(path), overrides=overrides)
+    return raw
 
 
 def make_plan(raw: object, *, source: str, overrides: Sequence[str] = ()) -> Plan:

@@ -35,7 +35,7 @@ from flows.exchange import Exchange, ExchangeAway
 from flows.mailbox import Mailbox, MailboxError, answer_key, pack, request_key, unpack, unreachable
 from flows.participation import BUSY_S, ENDED, GROWTH, IDLE_S, LONGEST_PAUSE_S, TIDY_S, run_states
 from flows.pauses import pauses
-from flows.settings import PARTICIPATE, pool_of
+from flows.settings import PARTICIPATE, marked, pool_of
 from flows.site import Answer
 from protocols.errors import BadMessage
 from protocols.keys import Consortium, InvalidKey, verify
@@ -196,7 +196,8 @@ class RemoteSites:
             MailboxError: the server does not answer.
         """
         try:
-            deployment = self._client.read_deployment_by_name(f"{PARTICIPATE}/{site}").id
+            key = self._consortium.coordinator
+            deployment = self._client.read_deployment_by_name(f"{PARTICIPATE}/{marked(site, key)}").id
             prefix = f"{self._training}-{site}-"
             runs = {number: run for run in self._runs(deployment, prefix) if (number := self._number(run, prefix))}
             given = {"training": self._training, "training_run": str(self._run)}
@@ -205,7 +206,7 @@ class RemoteSites:
                     raise Withdrawn("has withdrawn from this training")
                 if run.state is not None and run.state.type not in ENDED:
                     return run.id
-            if ONLINE not in {worker.status for worker in self._client.read_workers_for_work_pool(pool_of(site))}:
+            if ONLINE not in {worker.status for worker in self._client.read_workers_for_work_pool(pool_of(site, key))}:
                 raise Unreached("its worker is not online: fedseal site serve starts it")
             number = max(runs, default=0) + 1
             return self._client.create_flow_run_from_deployment(

@@ -5,6 +5,7 @@ Paths are relative to the file. Nobody but the party itself writes here: no mess
 """
 
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 
@@ -27,13 +28,29 @@ SITE_FILE, COORDINATOR_FILE = "site.toml", "coordinator.toml"
 
 PARTICIPATE = "participate"
 """The flow of a site's participations; its deployment for a site is named after the site."""
-TRAINING, TRAINING_DEPLOYMENT, COORDINATOR_POOL = "federated-training", "train", "coordinator"
-"""The flow of trainings, its deployment, and the coordinator's work pool."""
+TRAINING, CUSTOM = "federated-training", "custom"
+"""The flow of trainings, and its deployment whose form is a whole plan."""
+MARK_DIGITS = 8
 
 
-def pool_of(site: str) -> str:
-    """The name of a site's work pool."""
-    return f"site-{site}"
+def mark_of(coordinator: str) -> str:
+    """What tells a consortium from the others on its Prefect server: the beginning of its coordinator's key."""
+    return coordinator[:MARK_DIGITS]
+
+
+def marked(name: str, coordinator: str) -> str:
+    """The name of a consortium's deployment at the Prefect server, which others may use too (SPEC 6.9)."""
+    return f"{name}@{mark_of(coordinator)}"
+
+
+def pool_of(site: str, coordinator: str) -> str:
+    """The name of a site's work pool in a consortium."""
+    return marked(f"site-{site}", coordinator)
+
+
+def coordinator_pool(coordinator: str) -> str:
+    """The name of the coordinator's work pool."""
+    return marked("coordinator", coordinator)
 
 
 class SettingsError(Exception):
@@ -105,7 +122,9 @@ class CoordinatorTable(_Party):
     runs: str = "runs"
     templates: str = "templates"
     tasks: list[TaskPath]
+    published: str = "published"
     max_trainings: int = Field(default=4, ge=1)
+    resume: bool = True
 
 
 Fields = TypeVar("Fields", bound=_Party)
@@ -258,8 +277,10 @@ class CoordinatorFolder(_Folder):
         super().__init__(folder, table)
         self.runs = folder / table.runs
         self.templates = folder / table.templates
+        self.published = folder / table.published
         self.tasks = tuple(table.tasks)
         self.max_trainings = table.max_trainings
+        self.resume = table.resume
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -269,6 +290,18 @@ class CoordinatorFolder(_Folder):
             SettingsError: naming the file and the field.
         """
         return cls(folder, _read(CoordinatorTable, folder / COORDINATOR_FILE))
+
+    def check_known(self, task: str, sites: Sequence[str]) -> None:
+        """See that the coordinator may run a plan's task, and that the consortium has its sites.
+
+        Raises:
+            SettingsError: it may not, or has not, or there is no good consortium file.
+        """
+        if task not in self.tasks:
+            raise SettingsError(f"plan: task: {task} is not on the coordinator's list: add it to coordinator.toml")
+        known = self.consortium.sites
+        if strangers := [site for site in sites if site not in known]:
+            raise SettingsError(f"plan: sites: {', '.join(strangers)}: not in the consortium file: correct the name")
 
     def check_identity(self, identity: Identity, consortium: Consortium) -> None:
         """See that the consortium knows the coordinator by this key.

@@ -12,7 +12,7 @@ import typer
 from prefect.exceptions import PrefectHTTPStatusError
 
 from deploy import EXAMPLE
-from deploy.coordinator import unresolved
+from deploy.forms import unresolved
 from deploy.site import once_there
 from deploy.up import Home, found_home
 from flows.plan import make_plan, read_plan

@@ -19,8 +19,9 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.workers.base import BaseWorker
 
-from deploy.site import refusal_of
-from deploy.worker import CoordinatorWorker, OwnProgram, SiteWorker, parameters_of, register
+from deploy.entries import Entry
+from deploy.site import refusal_of, register
+from deploy.worker import CoordinatorWorker, OwnProgram, SiteWorker, parameters_of
 from flows.engine import PatientAsyncTransport
 from protocols.decisions import Decision
 from protocols.keys import Identity
@@ -136,7 +137,7 @@ def test_of_a_flood_of_runs_no_more_are_started_than_the_limit_says(
         await anyio.sleep_forever()
 
     monkeypatch.setattr(CoordinatorWorker, "run", stay)
-    register("flood", CoordinatorWorker.type, "training", "flood", "", {})
+    register(Entry(flow="training", name="flood", pool="flood", description="", schema={}), CoordinatorWorker.type)
     flood = client.read_deployment_by_name("training/flood").id
     runs = {client.create_flow_run_from_deployment(flood).id for _ in range(5)}
 

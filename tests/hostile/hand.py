@@ -23,7 +23,7 @@ from flows.messages import AskJoin, AskWork, join_context
 from flows.model import GlobalModel, shelf
 from flows.plan import Plan
 from flows.policy import load_task
-from flows.settings import PARTICIPATE, CoordinatorFolder
+from flows.settings import PARTICIPATE, CoordinatorFolder, marked
 from flows.tables import FAILED, count_values, rounding_key, segments_of, training_seed, training_values
 from ml_tasks import training
 from ml_tasks.training import LocalTraining
@@ -128,7 +128,7 @@ class Hand:
 
     def participate(self, site: str, number: int = 1, training_run: UUID | None = None) -> UUID:
         """Start a site's participation, with its answers going to ``training_run`` if that is another."""
-        deployment = self.home.client.read_deployment_by_name(f"{PARTICIPATE}/{site}")
+        deployment = self.home.client.read_deployment_by_name(f"{PARTICIPATE}/{marked(site, self.home.key)}")
         run = self.home.client.create_flow_run_from_deployment(
             deployment.id,
             name=f"{self.training}-{site}-{number}",

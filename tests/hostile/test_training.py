@@ -29,7 +29,7 @@ from flows.messages import Done
 from flows.model import GlobalModel
 from flows.plan import Plan
 from flows.policy import load_task
-from flows.settings import COORDINATOR_POOL, PARTICIPATE
+from flows.settings import PARTICIPATE, coordinator_pool, marked
 from flows.tables import FAILED, count_values, rounding_key, segments_of, training_seed, training_values
 from ml_tasks import tabular, training
 from ml_tasks.averaging import FedAvg
@@ -89,7 +89,7 @@ def live(home: Consortium, attacker: Attacker, tmp_path_factory: pytest.TempPath
     evil = {"entrypoint": "os:system", "path": "/", "pull_steps": steps, "job_variables": poison}
     http.patch(f"/deployments/{deployment}", json=evil).raise_for_status()
     template = {"job_configuration": {"command": touch}, "variables": {"type": "object", "properties": {}}}
-    http.patch(f"/work_pools/{COORDINATOR_POOL}", json={"base_job_template": template}).raise_for_status()
+    http.patch(f"/work_pools/{coordinator_pool(home.key)}", json={"base_job_template": template}).raise_for_status()
     deadlines = {"join_s": 120, "step_s": 20, "train_s": 20, "finish_s": 60}
     plan = home.plan(name="attacked", rounds=1000, min_sites=3, seed=11, max_attempts=20, deadlines=deadlines)
     run = home.submit(plan)
@@ -110,7 +110,7 @@ def impostors(home: Consortium, plan: Plan, run: UUID) -> None:
     """Runs that are named as this training's participations, before there are any."""
     training = f"{plan.name}-{run.hex[:12]}"
     for site in SITES:
-        deployment = home.client.read_deployment_by_name(f"{PARTICIPATE}/{site}").id
+        deployment = home.client.read_deployment_by_name(f"{PARTICIPATE}/{marked(site, home.key)}").id
         for number in ("9" * 5000, "0", "-1", "1.5", "x", "\u0661\u0662"):
             name = f"{training}-{site}-{number}"
             state = {"type": "COMPLETED"}

@@ -12,7 +12,7 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.states import Completed, Running
 
-from flows.settings import PARTICIPATE, pool_of
+from flows.settings import PARTICIPATE, marked, pool_of
 from tests.hostile.hand import Attacker, Hand, Watch, place
 from tests.processes.harness import Consortium, eventually
 
@@ -46,7 +46,7 @@ class Siege:
         self.watch = Watch(home, "south")
         touch = f"touch {canary}"
         self.poison = {"command": touch, "env": {"PYTHONSTARTUP": str(canary)}, "image": "evil", "working_dir": "/"}
-        self.deployment = home.client.read_deployment_by_name(f"{PARTICIPATE}/south").id
+        self.deployment = home.client.read_deployment_by_name(f"{PARTICIPATE}/{marked('south', home.key)}").id
         self.patch(
             f"/deployments/{self.deployment}",
             entrypoint=f"{canary.parent}/evil.py:main",
@@ -56,7 +56,7 @@ class Siege:
         )
         variables = {"type": "object", "properties": {"command": {"type": "string", "default": touch}}}
         template = {"job_configuration": {"command": "{{ command }}", "env": {}}, "variables": variables}
-        self.patch(f"/work_pools/{pool_of('south')}", base_job_template=template)
+        self.patch(f"/work_pools/{pool_of('south', home.key)}", base_job_template=template)
         (canary.parent / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
         self.runs = {name: self.run(self.deployment, given) for name, given in PARAMETERS.items()}
         self.ghost = self.run(self.deployment, GOOD)
@@ -78,7 +78,7 @@ class Siege:
         return self.home.client.create_deployment(
             self.home.client.create_flow_from_name(flow),
             name,
-            work_pool_name=pool_of("south"),
+            work_pool_name=pool_of("south", self.home.key),
             entrypoint=f"{self.canary.parent}/evil.py:main",
             job_variables=self.poison,
         )
@@ -88,7 +88,7 @@ class Siege:
         asked = {
             "flow_id": str(self.home.client.create_flow_from_name("evil-flow")),
             "parameters": GOOD,
-            "work_pool_name": pool_of("south"),
+            "work_pool_name": pool_of("south", self.home.key),
             "job_variables": self.poison,
             "state": {"type": "SCHEDULED"},
         }
@@ -127,12 +127,12 @@ def test_a_pool_that_is_replaced_by_one_of_another_type_starts_nothing_else(
     home: Consortium, siege: Siege, tmp_path: Path
 ) -> None:
     canary, http = tmp_path / "canary", home.client._client
-    pool = pool_of("west")
+    pool = pool_of("west", home.key)
     http.delete(f"/work_pools/{pool}").raise_for_status()
     words = f"touch {canary}"
     template = {"job_configuration": {"command": words}, "variables": {"type": "object", "properties": {}}}
     http.post("/work_pools/", json={"name": pool, "type": "process", "base_job_template": template}).raise_for_status()
-    deployment = home.client.read_deployment_by_name(f"{PARTICIPATE}/west").id
+    deployment = home.client.read_deployment_by_name(f"{PARTICIPATE}/{marked('west', home.key)}").id
     http.patch(f"/deployments/{deployment}", json={"work_pool_name": pool}).raise_for_status()
     ended = home.ended(siege.run(deployment, GOOD), 90)
     assert ended.state is not None and ended.state.message == "This run, or the training's, is not there."
@@ -153,7 +153,7 @@ def test_a_schedule_that_floods_a_site_starts_nothing(home: Consortium, siege: S
 
 def test_a_participation_that_is_deleted_ends_with_its_process(home: Consortium, attacker: Attacker) -> None:
     run = home.client.create_flow_run(place, state=Running()).id
-    deployment = home.client.read_deployment_by_name(f"{PARTICIPATE}/east").id
+    deployment = home.client.read_deployment_by_name(f"{PARTICIPATE}/{marked('east', home.key)}").id
     given = {"training": "deleted", "training_run": str(run)}
     participation = home.client.create_flow_run_from_deployment(deployment, parameters=given).id
     hand = Hand(home, attacker, home.plan(name="deleted"), "deleted", run)

@@ -27,7 +27,8 @@ from flows.code_digest import with_code
 from flows.engine import patient
 from flows.participation import ENDED
 from flows.plan import Plan, make_plan
-from flows.settings import SITE_FILE, TRAINING, TRAINING_DEPLOYMENT, pool_of
+from flows.settings import CUSTOM, SITE_FILE, TRAINING, marked, pool_of
+from protocols.consortium import read_consortium
 from protocols.ledger import EMPTY_LEDGER, LedgerEntry
 from protocols.vault import Vault
 from tests.prefect_database import migrated_database
@@ -46,6 +47,11 @@ class Consortium:
 
     home: Home
     client: SyncPrefectClient
+
+    @property
+    def key(self) -> str:
+        """The coordinator's public key, whose beginning is in the names at the server."""
+        return read_consortium(self.home.coordinator / "consortium.toml").coordinator
 
     def plan(self, **fields: object) -> Plan:
         """A small plan over all sites; ``fields`` override."""
@@ -71,7 +77,7 @@ class Consortium:
     def deployment(self) -> UUID | None:
         """The deployment that starts trainings, once the coordinator has entered it."""
         try:
-            return self.client.read_deployment_by_name(f"{TRAINING}/{TRAINING_DEPLOYMENT}").id
+            return self.client.read_deployment_by_name(f"{TRAINING}/{marked(CUSTOM, self.key)}").id
         except (ObjectNotFound, HTTPStatusError):  # not registered yet
             return None
 
@@ -153,7 +159,7 @@ class Consortium:
     def online(self, site: str) -> bool:
         """Whether a site's worker is seen to be there."""
         try:
-            workers = self.client.read_workers_for_work_pool(pool_of(site))
+            workers = self.client.read_workers_for_work_pool(pool_of(site, self.key))
         except (ObjectNotFound, HTTPStatusError):  # not registered yet
             return False
         return "ONLINE" in {worker.status for worker in workers}

@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelling, Scheduled
 
 from deploy.up import found_home, start_party
-from flows.settings import SITE_FILE
+from flows.settings import PARTICIPATE, SITE_FILE, marked, pool_of
 from protocols.vault import Vault
 from tests.flows.consortium import trial
 from tests.processes.harness import (
@@ -108,7 +108,7 @@ def test_a_training_over_processes_ends_with_the_model_of_local_mode_whatever_th
     """Entry point, pull steps and job variables of a deployment are read by nobody; other parameters are refused."""
     canary = tmp_path / "canary"
     touch = f"touch {canary}"
-    deployment = home.client.read_deployment_by_name("participate/north")
+    deployment = home.client.read_deployment_by_name(f"{PARTICIPATE}/{marked('north', home.key)}")
     http = home.client._client
     poison = {
         "entrypoint": "os:system",
@@ -119,7 +119,7 @@ def test_a_training_over_processes_ends_with_the_model_of_local_mode_whatever_th
     http.patch(f"/deployments/{deployment.id}", json=poison).raise_for_status()
     variables = {"properties": {"command": {"type": "string", "default": touch}}}
     template = {"job_configuration": {"command": "{{ command }}"}, "variables": variables}
-    http.patch("/work_pools/site-north", json={"base_job_template": template}).raise_for_status()
+    http.patch(f"/work_pools/{pool_of('north', home.key)}", json={"base_job_template": template}).raise_for_status()
     parameters = {"training": "t", "training_run": str(deployment.id), "command": touch}
     asked = {"parameters": parameters, "enforce_parameter_schema": False, "job_variables": {"command": touch}}
     stray = UUID(http.post(f"/deployments/{deployment.id}/create_flow_run", json=asked).json()["id"])
@@ -150,7 +150,7 @@ def test_a_plan_that_cannot_be_used_fails_its_run_with_one_line(home: Consortium
         "not on the coordinator's list": good | {"task": "os:system"},
         "is no plan": "not a plan",
     }
-    deployment = home.client.read_deployment_by_name("federated-training/train").id
+    deployment = eventually(home.deployment, 60)
     runs = {}
     for line, plan in wrong.items():
         asked = {"parameters": {"plan": plan}, "enforce_parameter_schema": False}
