@@ -22,6 +22,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import ValidationError
 
+from deploy.entries import end_interrupted
 from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
 from deploy.show import metric_notes, plot_metrics
 from deploy.worker import end_with_worker
@@ -128,6 +129,7 @@ def main(folder: Path, run_id: UUID) -> None:
             client.set_flow_run_state(run_id, Failed(message=str(error)), force=True)
             return
         client.update_flow_run(run_id, name=live.training)
+        end_interrupted(client, run_id)
         _live[:] = [(live, sites, place)]
         logging.getLogger("prefect.flow_runs").setLevel(logging.INFO)
         with (

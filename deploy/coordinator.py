@@ -79,21 +79,21 @@ def serve(
     os.environ.update(coordinator.prefect.environment)
     from prefect.client.orchestration import get_client
 
-    from deploy.entries import enter_deployment, enter_pool, take_up_orphans
-    from deploy.forms import custom_entry
+    from deploy.entries import enter_deployment, enter_filter, enter_pool, take_up_orphans
+    from deploy.forms import TAG, custom_entry
     from deploy.publish import enter_published
     from deploy.worker import COORDINATOR_HEARTBEAT_S, CoordinatorWorker, serve
     from flows.authors import first_template
     from flows.engine import patient
     from flows.plan import PlanError, read_plan
-    from flows.settings import coordinator_pool
+    from flows.settings import coordinator_pool, mark_of
 
     try:
         begin = None if plan else first_template(coordinator.templates, consortium.authors)
         custom = custom_entry(consortium.coordinator, begin or read_plan(plan or EXAMPLE))
     except PlanError as error:
         raise fail(error) from None
-    pool, name = coordinator_pool(consortium.coordinator), coordinator_name()
+    pool, name, mark = coordinator_pool(consortium.coordinator), coordinator_name(), mark_of(consortium.coordinator)
 
     def enter() -> None:
         with patient(get_client(sync_client=True)) as client:
@@ -101,6 +101,7 @@ def serve(
             alone_in_pool(client, pool, name, COORDINATOR_HEARTBEAT_S)
             enter_deployment(client, custom)
             enter_published(client, coordinator)
+            enter_filter(client, f"Trainings of {mark}", (TAG, mark))
             take_up_orphans(client, pool, coordinator.resume)
 
     with one_line():

@@ -14,8 +14,13 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
     WorkPoolFilter,
     WorkPoolFilterName,
 )
@@ -27,7 +32,10 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 ENDED = "The worker that ran it has ended."
 GOES_ON = "The coordinator has ended: the training goes on when it serves again."
 RETRY = "The coordinator has ended: press Retry when it serves again, and the training goes on after its last round."
+INTERRUPTED, CUT_OFF = "Interrupted", "Its process has ended. The training, if it goes on, makes this round again."
 LIVING = FlowRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING, StateType.CANCELLING])
+
+WEEK = {"type": "span", "seconds": -7 * 24 * 3600}
 
 Schedule = CronSchedule | IntervalSchedule
 
@@ -101,6 +109,19 @@ def remove_deployment(client: SyncPrefectClient, flow: str, name: str) -> bool:
     return True
 
 
+def enter_filter(client: SyncPrefectClient, name: str, tags: Sequence[str]) -> None:
+    """Enter a saved filter of the UI's list of runs, or bring it up to date: the last week's with all of these tags.
+
+    Raises:
+        httpx.HTTPError: the server does not take it.
+    """
+    filters = [
+        {"object": "flowRun", "property": "tag", "type": "", "operation": "", "value": list(tags)},
+        {"object": "flowRun", "property": "range", "type": "", "operation": "", "value": WEEK},
+    ]
+    client._client.put("/saved_searches/", json={"name": name, "filters": filters})
+
+
 def take_up_orphans(client: SyncPrefectClient, pool: str, resume: bool | None) -> None:
     """Say of runs in a pool whose worker was killed that they have ended, or have them go on: nobody else would.
 
@@ -114,7 +135,36 @@ def take_up_orphans(client: SyncPrefectClient, pool: str, resume: bool | None) -
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
     )
     for run in orphans:
+        if resume is not None:
+            end_interrupted(client, run.id)
         client.set_flow_run_state(run.id, last_state(run, resume), force=True)
+
+
+def end_interrupted(client: SyncPrefectClient, training_run: UUID) -> None:
+    """Say of a training's rounds and tasks that were cut off that they were: nobody else would.
+
+    Args:
+        client: of the Prefect API.
+        training_run: the training's flow run, of which no process is running.
+    """
+    children = client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(
+            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[training_run]), state=FlowRunFilterState(type=LIVING)
+        )
+    )
+    tasks = client.read_task_runs(
+        task_run_filter=TaskRunFilter(
+            flow_run_id=TaskRunFilterFlowRunId(any_=[training_run, *(child.id for child in children)]),
+            state=TaskRunFilterState(
+                name=None, type=TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
+            ),
+        )
+    )
+    ended: State[None] = Crashed(name=INTERRUPTED, message=CUT_OFF)
+    for child in children:
+        client.set_flow_run_state(child.id, ended, force=True)
+    for task in tasks:
+        client.set_task_run_state(task.id, ended, force=True)
 
 
 def last_state(run: FlowRun, resume: bool | None = None) -> State[None]:

@@ -84,4 +84,6 @@ def tell_interrupted(training: str) -> None:
             )
         )
         for run in found:
-            client.set_flow_run_state(run.id, Crashed(message="It was interrupted; it can be resumed."), force=True)
+            client.set_flow_run_state(
+                run.id, Crashed(name="Interrupted", message="It was interrupted; it can be resumed."), force=True
+            )

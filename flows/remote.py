@@ -26,9 +26,9 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Scheduled
+from prefect.states import Pending, Scheduled
 
 from flows.collect import Absent
 from flows.exchange import Exchange, ExchangeAway
@@ -48,6 +48,8 @@ AGAIN_S = 2.0
 LONGEST_NUMBER = 10
 """Digits of a participation's number; anybody can give a run any name."""
 ONLINE = "ONLINE"
+ASKED_FOR, DUE = "AskedFor", "Due"
+"""The names of a participation's first states: just made, and waiting for the site's worker."""
 WRONG_CLOCK = timedelta(days=3)
 """How far this machine's clock may be ahead of the server's, which starts a run when its time has come."""
 MOST_READ = 256
@@ -202,6 +204,8 @@ class RemoteSites:
             runs = {number: run for run in self._runs(deployment, prefix) if (number := self._number(run, prefix))}
             given = {"training": self._training, "training_run": str(self._run)}
             for run in (run for run in runs.values() if run.parameters == given):
+                if run.state is not None and run.state.name == ASKED_FOR:
+                    return self._due(run.id)
                 if run.state is not None and run.state.type in (StateType.CANCELLED, StateType.CANCELLING):
                     raise Withdrawn("has withdrawn from this training")
                 if run.state is not None and run.state.type not in ENDED:
@@ -209,17 +213,26 @@ class RemoteSites:
             if ONLINE not in {worker.status for worker in self._client.read_workers_for_work_pool(pool_of(site, key))}:
                 raise Unreached("its worker is not online: fedseal site serve starts it")
             number = max(runs, default=0) + 1
-            return self._client.create_flow_run_from_deployment(
+            made = self._client.create_flow_run_from_deployment(
                 deployment,
                 name=f"{prefix}{number}",
                 parameters=given,
-                state=Scheduled(scheduled_time=datetime.now(UTC) - WRONG_CLOCK),
+                state=Pending(name=ASKED_FOR),
                 idempotency_key=str(uuid4()),  # one that can be guessed gives the run that somebody has made under it
-            ).id
+            )
+            return self._due(made.id)
         except ObjectNotFound:
             raise Unreached("is not registered at the Prefect server: fedseal site serve does it") from None
         except (PrefectHTTPStatusError, httpx.HTTPError) as error:
             raise unreachable(error) from None
+
+    def _due(self, run: UUID) -> UUID:
+        """Have a participation start at once. The server calls a run late by the first time that it is given, and by
+        this name it does not.
+        """
+        state: State[None] = Scheduled(scheduled_time=datetime.now(UTC) - WRONG_CLOCK, name=DUE)
+        self._client.set_flow_run_state(run, state, force=True)
+        return run
 
     def _runs(self, deployment: UUID, prefix: str) -> list[FlowRun]:
         return self._client.read_flow_runs(

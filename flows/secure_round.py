@@ -11,6 +11,7 @@ dependency; one that follows from others is not drawn: a value that is already t
 Prefect does not track.
 """
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 
 from prefect import flow
 from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.utilities.annotations import quote
 
 from flows.collect import Absent, Unfinished
@@ -52,6 +54,19 @@ from protocols.receipt import Evidence
 
 Futures = Mapping[str, PrefectFuture[Asked]]
 
+OWN_ENDS = (re.compile(r"-([0-9a-f]{4})[0-9a-f]{8}$"), re.compile(r"-\d{8}-\d{6}-([0-9a-f]{4})$"))
+"""What ends a training's name, at a coordinator and in local mode, and the part of it that people are shown."""
+
+
+def round_name() -> str:
+    """What a round's flow run is called in a list of runs, whosever round it is: ``heart-3f2a 2.1``."""
+    of = flow_run.parameters
+    training = of["training"]
+    for end in OWN_ENDS:
+        training = end.sub(r"-\1", training)
+    purpose = "" if of["purpose"] == "training" else f"{of['purpose']} "
+    return f"{training} {purpose}{of['round']}.{of['attempt']}"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
@@ -67,7 +82,7 @@ class Outcome:
     bytes_per_site: int
 
 
-@flow(name="secure-round", flow_run_name="{purpose}[{round}.{attempt}]", persist_result=False)
+@flow(name="secure-round", flow_run_name=round_name, persist_result=False)
 def secure_round(training: str, purpose: Purpose, round: int, attempt: int) -> Outcome:
     """Run one attempt at a secure sum, from ``advertise`` to ``average``; a held round goes on where it was held.
 
@@ -118,7 +133,7 @@ def until_masked(training: str, context: AttemptContext) -> PrefectFuture[Surviv
     return add_survivors.submit(training, quote(dealt.result()), masked)
 
 
-@flow(name="plain-round", flow_run_name="{purpose}[{round}.{attempt}]", persist_result=False)
+@flow(name="plain-round", flow_run_name=round_name, persist_result=False)
 def plain_round(training: str, purpose: Purpose, round: int, attempt: int) -> Outcome:
     """Run one attempt at an unprotected sum, for debugging (SPEC 4.7).
 

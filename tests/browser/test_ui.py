@@ -124,12 +124,13 @@ def test_the_pages_of_a_training_show_rounds_and_steps(running: Consortium, page
     expect(page.locator("canvas").first).to_be_visible()
     keep(page, "3-training")
     open_tab(page, "Subflow Runs")
-    for name in ("statistics[0.1]", "training[1.1]", "training[5.1]", "evaluation[6.1]"):
+    short = f"from-the-form-{run.hex[:4]}"
+    for name in (f"{short} statistics 0.1", f"{short} 1.1", f"{short} 5.1", f"{short} evaluation 6.1"):
         expect(page.get_by_text(name, exact=True).first).to_be_visible()
     open_tab(page, "Artifacts")
     expect(page.get_by_text("What from-the-form").first).to_be_visible()
 
-    (second,) = [one for one in running.rounds(run) if one.name == "training[2.1]"]
+    (second,) = [one for one in running.rounds(run) if one.name == f"{short} 2.1"]
     page.goto(of_run(running, second.id))
     expect(page.get_by_text("34 Task runs").first).to_be_visible()
     expect(page.locator("canvas").first).to_be_visible()

@@ -2,11 +2,13 @@
 
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
+from flows.secure_round import round_name
 from tests.flows.consortium import always, plan_for, trial
 from tests.flows.server import graph_nodes
 from tests.flows.tasks import SITES
@@ -44,10 +46,10 @@ def test_the_graph_of_every_kind_of_round_has_exactly_the_intended_edges(tmp_pat
     with trial(tmp_path, plan_for(name="graph"), name="graph-trial") as run:
         run.train()
     for name, work, last in (
-        ("statistics[0.1]", ("moments",), "standardise"),
-        ("training[1.1]", ("train", "evaluate"), "average"),
-        ("training[2.1]", ("train", "evaluate"), "average"),
-        ("evaluation[3.1]", ("evaluate",), "score"),
+        ("graph-trial statistics 0.1", ("moments",), "standardise"),
+        ("graph-trial 1.1", ("train", "evaluate"), "average"),
+        ("graph-trial 2.1", ("train", "evaluate"), "average"),
+        ("graph-trial evaluation 3.1", ("evaluate",), "score"),
     ):
         nodes, edges = graph(name)
         assert edges == intended(work, last, SITES, SITES, SITES), name
@@ -62,7 +64,7 @@ def test_a_site_that_drops_out_is_seen_to_drop_out_in_the_graph(tmp_path: Path) 
         report = run.train()
     assert report.rounds[0].survivors == ("ann", "bob", "cat")
     assert report.rounds[0].dropped == {"dan": "not reached"}
-    nodes, edges = graph("training[1.1]")
+    nodes, edges = graph("graph-dropped 1.1")
     rest = ("ann", "bob", "cat")
     assert edges == intended(("train", "evaluate"), "average", SITES, rest, rest)
     assert "mask[dan]" not in nodes
@@ -79,3 +81,20 @@ def test_the_training_s_own_graph_has_a_task_for_every_round_and_attempt(tmp_pat
     assert rounds <= set(nodes)
     assert nodes["training[2.1]"] == "FAILED"
     assert nodes["training[2.2]"] == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("training", "purpose", "shown"),
+    [
+        ("heart-3f2a1b2c3d4e", "training", "heart-3f2a 2.1"),
+        ("heart-20261128-115706-3f2a", "training", "heart-3f2a 2.1"),
+        ("heart-3f2a1b2c3d4e", "evaluation", "heart-3f2a evaluation 2.1"),
+        ("heart", "statistics", "heart statistics 2.1"),
+    ],
+)
+def test_a_round_is_named_after_its_training(
+    training: str, purpose: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = {"training": training, "purpose": purpose, "round": 2, "attempt": 1}
+    monkeypatch.setattr("flows.secure_round.flow_run", SimpleNamespace(parameters=of))
+    assert round_name() == shown

@@ -175,7 +175,7 @@ def test_prefect_is_given_names_and_numbers_and_nothing_secret(tmp_path: Path) -
         assert {"train[ann]", "average", "score"} <= {node["label"] for node in shown}
         tasks = client.read_task_runs(limit=200)
         artifacts = client._client.post("/artifacts/filter", json={}).json()
-    assert {"canary-trial", "training[1.1]", "evaluation[2.1]"} == {flow_run.name for flow_run in mine}
+    assert {"canary-trial", "canary-trial 1.1", "canary-trial evaluation 2.1"} == {flow_run.name for flow_run in mine}
     for flow_run in mine:
         assert set(flow_run.parameters) in ({"plan", "training"}, {"training", "purpose", "round", "attempt"})
     stored = json.dumps([json.loads(one.model_dump_json()) for one in (*runs, *tasks)]) + json.dumps(artifacts)
