@@ -71,20 +71,20 @@ def alone_in_pool(client: "SyncPrefectClient", pool: str, name: str, heartbeat_s
     while True:
         client.send_worker_heartbeat(pool, name, heartbeat_s)
         workers = {worker.name: worker for worker in client.read_workers_for_work_pool(pool)}
-        own = workers.pop(name)
-        for other in workers.values():
+        own = workers.pop(name, None)
+        older = [other for other in workers.values() if own is not None and _order(other) < _order(own)]
+        for other in older:
             first = seen.setdefault(other.name, other.last_heartbeat_time)
-            if other.last_heartbeat_time != first and _order(other) < _order(own):
+            if other.last_heartbeat_time != first:
                 _remove(client, pool, name)
                 raise SettingsError(
                     f"another fedseal coordinator serve is running with this key ({other.name}): end that one first"
                 )
-        if not any(other.status == "ONLINE" for other in workers.values()) or time.monotonic() > deadline:
+        if not any(other.status == "ONLINE" for other in older) or time.monotonic() > deadline:
             break
         time.sleep(BEAT_S)
-    for dead in workers.values():
-        if _order(dead) < _order(own):
-            _remove(client, pool, dead.name)
+    for dead in older:
+        _remove(client, pool, dead.name)
 
 
 def _order(worker: "Worker") -> tuple[str, str]:

@@ -23,7 +23,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from deploy import author, coordinator, publish, records, site, steward  # noqa: E402, F401 - after the settings
+from deploy import author, coordinator, publish, records, site, smoke, steward  # noqa: E402, F401 - after the settings
 from deploy import submit as submitting  # noqa: E402
 
 STARTING = "Starting. The first time takes longer: a Prefect server makes its database."

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from fsspec.registry import known_implementations
 
+from flows.exchange import missing_package
 from flows.settings import SettingsError
 from protocols.files import write_whole
 from protocols.keys import Identity
@@ -98,9 +99,8 @@ def check_exchange(url: str) -> str:
         )
     if not rest.strip("/") or (scheme == "file" and not rest.startswith("/")):
         raise SettingsError(f"--exchange {url}: names no place: write file:///SHARED/FOLDER, s3://BUCKET/PREFIX")
-    known = known_implementations[scheme]
-    module = known["class"].partition(".")[0]
-    return "" if find_spec(module) else str(known.get("err", f"Install {module} to use {scheme}://"))
+    module = known_implementations[scheme]["class"].partition(".")[0]
+    return "" if find_spec(module) else missing_package(scheme)
 
 
 def read_data_sets(given: Collection[str], without_folder: str) -> dict[str, Path | None]:

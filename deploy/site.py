@@ -43,7 +43,14 @@ Folder = Annotated[Path, typer.Option("--folder", help="The site's folder.", env
 HERE = Path("site")
 EMBEDDED = "breast-cancer"
 """The data set of the embedded example, which needs no folder."""
-DEFAULT_TASKS = ("ml_tasks.breast_cancer:BreastCancer", "ml_tasks.heart:HeartDisease", "ml_tasks.eicu:Eicu")
+SMOKE_TASK, SMOKE_DATA = "ml_tasks.smoke:Smoke", "smoke"
+"""What fedseal coordinator smoke trains, on numbers that are made up."""
+DEFAULT_TASKS = (
+    "ml_tasks.breast_cancer:BreastCancer",
+    "ml_tasks.heart:HeartDisease",
+    "ml_tasks.eicu:Eicu",
+    SMOKE_TASK,
+)
 
 TEMPLATE = """\
 # {name}: what this site is and what it allows. No message can change a word of it.
@@ -119,7 +126,8 @@ def init(
             name=name,
             prefect=prefect,
             exchange=exchange,
-            data="".join(f"{one} = {_quoted(str(path)) if path else '{}'}\n" for one, path in sets.items()),
+            data="".join(f"{one} = {_quoted(str(path)) if path else '{}'}\n" for one, path in sets.items())
+            + ("" if task else f'{SMOKE_DATA} = {{ budget = "none" }}   # made-up numbers, to try a consortium out\n'),
             tasks="[" + ", ".join(_quoted(path) for path in task or DEFAULT_TASKS) + "]",
             approval="by-hand" if by_hand else "automatic",
         )

@@ -28,8 +28,8 @@ from deploy.child import command
 from deploy.coordinator import TEMPLATE as COORDINATOR_TEMPLATE
 from deploy.founding import found
 from deploy.machine import LOOPBACK
+from deploy.site import SMOKE_DATA, SMOKE_TASK, fail, one_printed_line
 from deploy.site import TEMPLATE as SITE_TEMPLATE
-from deploy.site import fail, one_printed_line
 from flows.settings import COORDINATOR_FILE, SITE_FILE, SettingsError
 from protocols.consortium import write_consortium
 from protocols.files import open_log
@@ -38,7 +38,7 @@ from protocols.messages import COORDINATOR
 
 HOSPITALS = ("north", "east", "south", "west")
 """The sites of the embedded example; more are numbered."""
-TASK, DATA = "ml_tasks.breast_cancer:BreastCancer", "breast-cancer"
+TASKS, DATA = ("ml_tasks.breast_cancer:BreastCancer", SMOKE_TASK), ("breast-cancer", SMOKE_DATA)
 START_S = 120.0
 PARTIES_END_S, SERVER_ENDS_S = 6.0, 3.0
 """Seconds that parties have to tell the server that they end, and then the server; together less than 10."""
@@ -90,7 +90,7 @@ def write_example(home: Home) -> None:
 
 
 def found_home(
-    folder: Path, sites: tuple[str, ...], url: str, tasks: tuple[str, ...] = (TASK,), data: tuple[str, ...] = (DATA,)
+    folder: Path, sites: tuple[str, ...], url: str, tasks: tuple[str, ...] = TASKS, data: tuple[str, ...] = DATA
 ) -> Home:
     """Found a consortium in ``folder``, or take the one that is there.
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.registry import known_implementations
 
 from flows.pauses import pauses
 from protocols.errors import BadMessage
@@ -23,6 +24,18 @@ PATIENCE_S = 30.0
 Result = TypeVar("Result")
 
 log = logging.getLogger("fedseal.exchange")
+
+
+EXTRAS = {"s3": "'fedseal[s3]'"}
+"""What to install for the exchanges that fedseal has an extra for."""
+
+
+def missing_package(scheme: str) -> str:
+    """What to install so that an exchange of a scheme can be used, whose package is not there."""
+    known = known_implementations[scheme]
+    package = known["class"].partition(".")[0]
+    said = known.get("err", f"Install {package} to use {scheme}://")
+    return f"{said}: pip install {EXTRAS.get(scheme, package)}"
 
 
 class ExchangeAway(OSError):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from flows.data_sets import DataSet, DataSetsError, budget_groups
-from flows.exchange import PATIENCE_S, Exchange
+from flows.exchange import PATIENCE_S, Exchange, missing_package
 from flows.policy import Policy, TaskPath
+from flows.setting_words import wrong_setting
 from protocols.consortium import ConsortiumError, read_consortium
 from protocols.contexts import SiteName
 from protocols.files import NotToml, read_toml
@@ -165,7 +166,10 @@ class _Folder:
         place = self._party.exchange
         try:
             return Exchange(place.url, patience_s=patience_s, **place.options)
-        except (ValueError, ImportError, TypeError, OSError) as error:
+        except ImportError:
+            missing = missing_package(place.url.partition("://")[0])
+            raise SettingsError(f"{self.folder}: exchange {place.url}: cannot be used: {missing}") from None
+        except (ValueError, TypeError, OSError) as error:
             why = " ".join(str(error).split())
             raise SettingsError(
                 f"{self.folder}: exchange {place.url}: cannot be used ({why}): mend [exchange]"
@@ -326,4 +330,5 @@ def _read(cls: type[Fields], path: Path) -> Fields:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"{path}: {field}: {first['msg']}") from None
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise SettingsError(f"{path}: {field or path.name}: {wrong_setting(first, cls)}{more}") from None

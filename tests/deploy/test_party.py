@@ -16,7 +16,7 @@ from deploy.forms import unresolved
 from deploy.site import once_there
 from deploy.up import Home, found_home
 from flows.plan import make_plan, read_plan
-from flows.settings import PrefectServer, SettingsError, SiteFolder
+from flows.settings import COORDINATOR_FILE, CoordinatorFolder, PrefectServer, SettingsError, SiteFolder
 from protocols.consortium import write_consortium
 from protocols.keys import Consortium
 from protocols.vault import Vault
@@ -210,6 +210,7 @@ def test_what_an_exchange_needs_is_said_when_the_site_is_founded(
     words = ("--prefect", URL, "--exchange", "s3://bucket")
     code, _, err = fedseal("site", "init", "north", *words, "--folder", tmp_path)
     assert code == 0 and "warning: the exchange cannot be used yet: Install s3fs to access S3" in err
+    assert "pip install 'fedseal[s3]'" in err
 
 
 def test_a_plan_is_not_submitted_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,3 +278,17 @@ def test_the_form_keeps_what_follows_from_the_roster_open_and_what_was_chosen() 
     assert make_plan(form, source="form") == example
     chosen = read_plan(EXAMPLE, ["min_sites=3"])
     assert unresolved(chosen)["min_sites"] == 3
+
+
+def test_an_exchange_whose_package_is_missing_is_told_with_what_installs_it(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("flows.exchange.fsspec.url_to_fs", missing)
+    file = home.coordinator / COORDINATOR_FILE
+    file.write_text(file.read_text().replace("file:///", "s3:///"))
+    with pytest.raises(SettingsError) as refused:
+        CoordinatorFolder.read(home.coordinator).open_exchange()
+    assert str(refused.value).endswith("cannot be used: Install s3fs to access S3: pip install 'fedseal[s3]'")

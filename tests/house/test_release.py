@@ -27,7 +27,7 @@ def test_the_installed_version_is_the_one_in_pyproject() -> None:
 
 
 def test_every_dependency_and_test_tool_is_pinned() -> None:
-    needed = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
+    needed = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"] + PROJECT["optional-dependencies"]["s3"]
     assert {distribution(requirement) for requirement in needed} <= pins().keys()
 
 

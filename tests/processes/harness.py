@@ -22,6 +22,7 @@ from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from deploy.site import SMOKE_DATA, SMOKE_TASK
 from deploy.up import Home, end, found_home, free_port, running, site_names, start_party, start_server
 from flows.code_digest import with_code
 from flows.engine import patient
@@ -38,7 +39,7 @@ T = TypeVar("T")
 PATIENCE = float(os.environ.get("FEDSEAL_TEST_PATIENCE", "1"))
 """How many times longer to wait than on two idle cores; more than 1 where a machine is busy with something else."""
 TINY, SLOW, LONG = (f"tests.processes.tasks:{name}" for name in ("Tiny", "Slow", "Long"))
-TASKS = (TINY, SLOW, "tests.processes.tasks:Sleepy", LONG, "ml_tasks.breast_cancer:BreastCancer")
+TASKS = (TINY, SLOW, "tests.processes.tasks:Sleepy", LONG, "ml_tasks.breast_cancer:BreastCancer", SMOKE_TASK)
 
 
 @dataclass
@@ -228,7 +229,7 @@ def consortium(
     """
     port, names = free_port(), site_names(sites) if isinstance(sites, int) else tuple(sites)
     url = f"http://127.0.0.1:{port}/api"
-    home = found_home(folder, names, url, tuple(tasks), ("tiny", "breast-cancer"))
+    home = found_home(folder, names, url, tuple(tasks), ("tiny", "breast-cancer", SMOKE_DATA))
     for site, lines in (tables or {}).items():
         path = home.site(site) / SITE_FILE
         kept = [line for line in path.read_text().splitlines() if line.split(" = ")[0] not in lines]
