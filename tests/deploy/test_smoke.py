@@ -35,7 +35,7 @@ def test_new_parties_allow_the_smoke_test(tmp_path: Path) -> None:
     words = ("--prefect", URL, "--exchange", f"file://{tmp_path}/exchange", "--folder", tmp_path / "north")
     assert fedseal("site", "init", "north", *words)[0] == 0
     site = SiteFolder.read(tmp_path / "north")
-    assert "ml_tasks.smoke:Smoke" in site.policy.tasks and site.data["smoke"].budget == "none"
+    assert "ml_tasks.smoke:Smoke" in site.policy.tasks and site.data["smoke"].group == "none"
     home = found_home(tmp_path / "home", ("north", "east", "south"), URL)
     assert "ml_tasks.smoke:Smoke" in CoordinatorFolder.read(home.coordinator).tasks
     assert "smoke" in SiteFolder.read(home.site("north")).data

@@ -60,8 +60,8 @@ def test_a_string_is_a_folder_and_a_table_says_more(tmp_path: Path) -> None:
             "",
             "its budget group b is the name of a data set of another",
         ),
-        ("[data.a]\nmax_examples = 0", "", "data.a.max_examples: Input should be greater"),
-        ('[data.a]\nfolder = "x"', "", "data.a.folder: Extra inputs"),
+        ("[data.a]\nmax_examples = 0", "", "data.a.max_examples: must be greater"),
+        ('[data.a]\nfolder = "x"', "", "data.a.folder: is not a field here: write path"),
     ],
 )
 def test_what_does_not_go_together_is_one_line_that_says_what_to_write(

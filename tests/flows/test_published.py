@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flows.authors import sign_template
@@ -77,6 +77,7 @@ def test_nothing_else_is_started(parameters: dict[str, Any], line: str, folder: 
     assert line in str(refused.value) and "\n" not in str(refused.value)
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists)))
 def test_whatever_a_server_gives_is_the_published_plan_or_none(parameters: dict[str, Any]) -> None:
     published = publishable(RAW, OPEN)
