@@ -40,7 +40,7 @@ def submit(folder: Path | None, parameters: Mapping[str, Any], follow: bool, nam
 
     from flows.engine import patient
 
-    with patient(get_client(sync_client=True)) as client, said(server):
+    with patient(get_client(sync_client=True)) as client, said(server, folder is None):
         run = start(client, deployment, parameters, server)
         print(run, flush=True)
         if follow and not followed(client, run):
@@ -94,8 +94,12 @@ def start(client: "SyncPrefectClient", deployment: str, parameters: Mapping[str,
 
 
 @contextmanager
-def said(server: PrefectServer) -> Iterator[None]:
+def said(server: PrefectServer, by_environment: bool) -> Iterator[None]:
     """Say in one line what is wrong with a server, and what mends it.
+
+    Args:
+        server: which one.
+        by_environment: whether the environment names it, and no folder.
 
     Raises:
         typer.Exit: with exit code 1.
@@ -105,7 +109,8 @@ def said(server: PrefectServer) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, ValueError) as error:
-        raise fail(f"the Prefect server at {server.url} {trouble_of(server, error).reason}", 1) from None
+        where = "; without --folder that is PREFECT_API_URL and PREFECT_API_AUTH_STRING" if by_environment else ""
+        raise fail(f"the Prefect server at {server.url} {trouble_of(server, error).reason}{where}", 1) from None
 
 
 def followed(client: "SyncPrefectClient", run: UUID) -> bool:

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import anyio
 import httpx
-from prefect.client.orchestration import PrefectClient
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State, WorkPool
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -31,7 +31,7 @@ from protocols.contexts import TrainingName
 from protocols.files import open_log
 
 HEARTBEAT_S, COORDINATOR_HEARTBEAT_S = 15, 5
-LAST_WORD_S = 5.0
+LEAVE_S, LAST_WORD_S = 2.0, 5.0
 """Seconds that a worker that ends has to tell the server so."""
 
 Refusal = Callable[[FlowRun], State[None] | None]
@@ -166,10 +166,11 @@ class CoordinatorWorker(_OwnWorker):
     heartbeat_s = COORDINATOR_HEARTBEAT_S
 
     async def teardown(self, *exc_info: Any) -> None:
-        """Also leave the pool, so that the next coordinator need not see first whether this one lives."""
-        with anyio.move_on_after(LAST_WORD_S, shield=True), suppress(httpx.HTTPError):
-            await self.client._client.delete(f"/work_pools/{self._work_pool_name}/workers/{self.name}")
+        """Also leave the pool, when its runs' last states are known: the next coordinator then need not wait for it."""
         await super().teardown(*exc_info)
+        with anyio.move_on_after(LEAVE_S, shield=True), suppress(httpx.HTTPError):
+            async with get_client() as client:
+                await client._client.delete(f"/work_pools/{self._work_pool_name}/workers/{self.name}")
 
 
 class Parameters(BaseModel):

@@ -2,11 +2,13 @@
 
 import threading
 import time
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from prefect import task
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
@@ -14,13 +16,26 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Completed, Pending, Running
 
 from deploy.alone import alone_in_pool, coordinator_name
-from deploy.entries import GOES_ON, RETRY, Entry, enter_deployment, enter_pool, remove_deployment, take_up_orphans
+from deploy.entries import (
+    GOES_ON,
+    INTERRUPTED,
+    RETRY,
+    Entry,
+    end_interrupted,
+    enter_deployment,
+    enter_filter,
+    enter_pool,
+    remove_deployment,
+    take_up_orphans,
+)
 from deploy.forms import custom_entry, published_entry
 from deploy.worker import CoordinatorWorker
+from flows.exchange import Exchange
 from flows.plan import make_plan
 from flows.published import publishable
-from flows.settings import SettingsError, coordinator_pool, marked, pool_of
-from tests.flows.server import client
+from flows.remote import ASKED_FOR, DUE, RemoteSites
+from flows.settings import PARTICIPATE, SettingsError, coordinator_pool, marked, pool_of
+from tests.flows.server import CONSORTIUM, client, new_run, place
 from tests.flows.test_published import OPEN, RAW
 
 __all__ = ["client"]
@@ -185,3 +200,58 @@ def test_of_coordinators_that_begin_at_once_one_stays(client: SyncPrefectClient,
     for one in several:
         one.join(60)
     assert (len(stays), len(refused)) == (1, 2)
+
+
+@task
+def step() -> None:
+    """Never run."""
+
+
+def test_rounds_and_tasks_that_were_cut_off_end_as_interrupted(client: SyncPrefectClient) -> None:
+    training = new_run(client)
+    tasks = [client.create_task_run(step, training, key, name=key, state=Running()).id for key in ("round", "done")]
+    client.set_task_run_state(tasks[1], Completed(), force=True)
+    cut_off = client.create_flow_run(place, parent_task_run_id=tasks[0], state=Running()).id
+    another = new_run(client)
+    end_interrupted(client, training)
+    names = {run: client.read_flow_run(run).state_name for run in (training, cut_off, another)}
+    assert names == {training: "Running", cut_off: INTERRUPTED, another: "Running"}
+    assert [client.read_task_run(one).state_name for one in tasks] == [INTERRUPTED, "Completed"]
+
+
+def test_the_saved_filter_of_trainings_is_there_once(client: SyncPrefectClient) -> None:
+    for tags in (("training",), ("training", "76767676")):
+        enter_filter(client, "Trainings of 76767676", tags)
+    found = client._client.post("/saved_searches/filter", json={}).json()
+    (mine,) = [one for one in found if one["name"] == "Trainings of 76767676"]
+    assert next(one["value"] for one in mine["filters"] if one["property"] == "tag") == ["training", "76767676"]
+
+
+@pytest.fixture
+def sites(client: SyncPrefectClient, tmp_path: Path) -> Iterator[RemoteSites]:
+    """A coordinator of a training, for which the worker of ann is online."""
+    key = CONSORTIUM.coordinator
+    pool = pool_of("ann", key)
+    enter_pool(client, pool, "fedseal-site")
+    enter_deployment(
+        client, Entry(flow=PARTICIPATE, name=marked("ann", key), pool=pool, description="", schema={}, parameters={})
+    )
+    client.send_worker_heartbeat(pool, "ann", 60)
+    exchange = Exchange((tmp_path / "exchange").as_uri())
+    sites = RemoteSites(client, f"t-{uuid4().hex}", new_run(client), CONSORTIUM, exchange, threading.Event())
+    yield sites
+    sites.close()
+
+
+def test_a_participation_is_due_at_once_and_not_late(client: SyncPrefectClient, sites: RemoteSites) -> None:
+    """Also where the coordinator was killed between the two: the run that it has made is made due by the next."""
+    run = client.read_flow_run(sites._participation("ann"))
+    for _ in range(2):
+        assert run.state is not None and run.expected_start_time is not None
+        assert (run.state.type, run.state.name) == (StateType.SCHEDULED, DUE)
+        now = datetime.now(UTC)
+        assert run.next_scheduled_start_time is not None and now - run.next_scheduled_start_time > timedelta(days=2)
+        assert now - run.expected_start_time < timedelta(minutes=5)
+        client.set_flow_run_state(run.id, Pending(name=ASKED_FOR), force=True)
+        assert sites._participation("ann") == run.id
+        run = client.read_flow_run(run.id)
