@@ -20,6 +20,7 @@ for name, value in {
     **SERVER_SETTINGS,
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors reach the terminal as one line of ours
+    "PREFECT_WORKER_QUERY_SECONDS": "4",  # where five looked every two, SQLite was seen to lock a server out
 }.items():
     os.environ.setdefault(name, value)
 

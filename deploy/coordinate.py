@@ -1,10 +1,9 @@
-"""The program of a training: ``python -m deploy.coordinate FOLDER RUN``, started by the coordinator's worker alone.
+"""The program of a training, which the coordinator's worker alone starts.
 
 The training is named after its plan and its flow run, so that a retry of the run finds the checkpoint and goes on.
 """
 
 import logging
-import sys
 import threading
 from contextlib import closing
 from functools import partial
@@ -112,6 +111,14 @@ def spent(plan: Plan, record: RoundRecord) -> str:
     )
 
 
+def ready(folder: Path) -> None:
+    """Nothing is to be loaded beside this module."""
+
+
+def started() -> None:
+    """Nothing was."""
+
+
 def main(folder: Path, run_id: UUID) -> None:
     """Run a training, or take it up again, with the folder's key, exchange and consortium."""
     end_with_worker()
@@ -207,7 +214,3 @@ def planned_code(plan: Plan, folder: Path) -> Plan:
     except (OSError, ValidationError):
         return with_code(plan)
     return with_code(plan if plan.code else plan.model_copy(update={"code": begun.code}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), UUID(sys.argv[2]))

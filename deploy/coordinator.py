@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,15 +74,15 @@ def serve(
     """Run the coordinator: it runs the trainings that are submitted, scheduled or started in the UI."""
     with one_line():
         coordinator = CoordinatorFolder.read(folder)
-        vault = coordinator.open_vault()
-        coordinator.check_identity(vault.identity, coordinator.consortium)
+        with closing(coordinator.open_vault()) as vault:
+            coordinator.check_identity(vault.identity, coordinator.consortium)
         authors = coordinator.consortium.authors
-        vault.close()
         coordinator.open_exchange()
     os.environ.update(coordinator.prefect.environment)
     from prefect.utilities.callables import parameter_schema
     from pydantic import Field
 
+    from deploy.warm import Programs
     from deploy.worker import CoordinatorWorker, register, serve
     from flows.authors import first_template
     from flows.plan import Plan, PlanError, read_plan
@@ -95,6 +96,7 @@ def serve(
         begin = begin or read_plan(plan or EXAMPLE)
     except PlanError as error:
         raise fail(error) from None
+    programs = Programs.load("deploy.coordinate", folder.absolute())
     with one_line():
         lock = alone(folder, "serving", "fedseal coordinator serve")
     schema = parameter_schema(form).model_dump_for_openapi()
@@ -113,7 +115,7 @@ def serve(
     )
     print(f"the coordinator serves; its runs are in {coordinator.runs}", file=sys.stderr, flush=True)
     with lock:
-        serve(CoordinatorWorker(folder, COORDINATOR_POOL, "coordinator", lambda run: None, coordinator.max_trainings))
+        serve(CoordinatorWorker(programs, COORDINATOR_POOL, "coordinator", lambda run: None, coordinator.max_trainings))
 
 
 def unresolved(plan: "Plan") -> dict[str, Any]:

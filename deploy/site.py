@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 from typing import TYPE_CHECKING, Annotated
@@ -139,16 +139,19 @@ def serve(
     """Run the site: wait for trainings and take part in those that its policy allows. Opens no port."""
     with one_line():
         site = SiteFolder.read(folder)
-        vault = site.open_vault()
-        site.check_identity(vault.identity, site.consortium)
+        with closing(site.open_vault()) as vault:
+            site.check_identity(vault.identity, site.consortium)
         site.open_exchange()
     os.environ.update(site.prefect.environment)
+    from deploy.warm import Programs
     from deploy.worker import Parameters, SiteWorker, register, serve
     from flows.logs import keep_log
     from flows.settings import PARTICIPATE, pool_of
 
+    programs = Programs.load("deploy.participate", folder.absolute())
     with one_line():
         lock = alone(folder, "serving", "fedseal site serve")
+        vault = site.open_vault()
     keep_log("fedseal", folder / "site.log")
     pool, limit = pool_of(site.name), site.policy.max_trainings
     description = f"The part of {site.name} in a training. Cancel one to withdraw."
@@ -159,7 +162,7 @@ def serve(
         warn(f"{', '.join(groups)}: hold the same content, and their charges count against each other: see site.toml")
     threading.Thread(target=warn_of, args=(site, check), daemon=True).start()
     with lock:
-        serve(SiteWorker(folder, pool, site.name, refusal_of(vault), limit))
+        serve(SiteWorker(programs, pool, site.name, refusal_of(vault), limit))
 
 
 def warn_of(site: SiteFolder, check: bool) -> None:

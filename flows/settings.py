@@ -21,6 +21,7 @@ from protocols.messages import COORDINATOR
 from protocols.vault import Vault
 
 if TYPE_CHECKING:  # a site's worker has no need of it
+    from flows.sandbox.sandboxed import SandboxedWorkshops
     from flows.workshop import Workshops
 
 SITE_FILE, COORDINATOR_FILE = "site.toml", "coordinator.toml"
@@ -215,8 +216,12 @@ class SiteFolder(_Folder):
         """The data sets of a budget group."""
         return {name for name, of in self._groups.items() if of == group}
 
-    def open_workshops(self) -> "Workshops":
-        """Where tasks run at this site, as its policy says; a locked child's PyTorch is being loaded from now on."""
+    def open_workshops(self, warm: "SandboxedWorkshops | None" = None) -> "Workshops":
+        """Where tasks run at this site, as its policy says; a locked child's PyTorch is being loaded from now on.
+
+        Args:
+            warm: taken where nothing has changed since it was opened, closed otherwise.
+        """
         policy = self.policy
         if policy.sandbox == "none":
             from flows.site import in_process
@@ -232,6 +237,10 @@ class SiteFolder(_Folder):
             memory_mib=policy.max_memory_mib,
             log=self.folder / "processes.log",
         )
+        if warm is not None:
+            if warm.fits(rules):
+                return warm
+            warm.close()
         workshops = SandboxedWorkshops(rules)
         workshops.warm()
         return workshops
