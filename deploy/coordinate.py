@@ -22,7 +22,6 @@ from pydantic import ValidationError
 
 from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
 from deploy.show import metric_notes, plot_metrics
-from deploy.worker import end_with_worker
 from flows.authors import fitting_template
 from flows.checkpoint import Checkpoint, CheckpointError
 from flows.code_digest import with_code
@@ -121,7 +120,6 @@ def started() -> None:
 
 def main(folder: Path, run_id: UUID) -> None:
     """Run a training, or take it up again, with the folder's key, exchange and consortium."""
-    end_with_worker()
     with patient(get_client(sync_client=True)) as client:
         run = client.read_flow_run(run_id)
         try:

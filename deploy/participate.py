@@ -10,7 +10,7 @@ from prefect.engine import handle_engine_signals
 from prefect.flow_engine import run_flow
 from prefect.states import Failed
 
-from deploy.worker import Parameters, end_with_worker, parameters_of
+from deploy.worker import Parameters, parameters_of
 from flows.data_sets import DataSet
 from flows.engine import patient, patient_engine
 from flows.logs import keep_log
@@ -45,7 +45,6 @@ def main(folder: Path, run_id: UUID) -> None:
         folder: the site's.
         run_id: of the participation's flow run.
     """
-    end_with_worker()
     with patient(get_client(sync_client=True)) as client:
         run = client.read_flow_run(run_id)
         try:

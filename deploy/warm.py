@@ -22,6 +22,7 @@ from uuid import UUID
 
 import anyio
 
+from deploy.child import end_with
 from protocols.files import open_log
 
 WATCH_S = 0.1
@@ -156,9 +157,11 @@ class _WarmParent:
 
     def _fork(self, words: socket.socket) -> bool:
         """Fork a program; true in the program."""
+        parent = os.getpid()
         process = os.fork()
         if process == 0:
             self._become_program(words)
+            end_with(parent)
             return True
         self._running[process] = words
         _say(words, process)

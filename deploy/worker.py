@@ -6,7 +6,6 @@ are checked; then the one program is started, in a process of its own, with the 
 """
 
 import logging
-import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -30,7 +29,6 @@ from prefect.states import Cancelled, Crashed
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deploy.child import end_with
 from deploy.warm import Programs
 from flows.engine import patient
 from flows.mailbox import is_away
@@ -169,11 +167,6 @@ def parameters_of(run: FlowRun) -> Parameters | None:
         return Parameters.model_validate(run.parameters)
     except ValidationError:
         return None
-
-
-def end_with_worker() -> None:
-    """Have this program end soon after its worker, however that ended."""
-    end_with(os.getppid())  # at once: the next worker tells the server
 
 
 def serve(worker: _OwnWorker) -> None:

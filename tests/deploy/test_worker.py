@@ -167,27 +167,3 @@ def test_of_a_flood_of_runs_no_more_are_started_than_the_limit_says(
     with temporary_settings({PREFECT_API_URL: str(client.api_url)}):
         asyncio.run(serve())
     assert len(started) == 2 and runs > set(started)
-
-
-def test_a_program_does_not_outlive_its_worker() -> None:
-    watched = "from deploy.worker import end_with_worker; end_with_worker(); print('watches', flush=True)"
-    program = f"{watched}; import time; time.sleep(60)"
-    worker = (
-        f"import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {program!r}]).pid, flush=True)"
-    )
-    started = subprocess.Popen(
-        [sys.executable, "-c", f"{worker}; time.sleep(60)"], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
-    assert started.stdout is not None
-    child = int(started.stdout.readline())
-    assert started.stdout.readline() == "watches\n"
-    assert Path(f"/proc/{child}").exists()
-    started.kill()
-    started.wait()
-    started.stdout.close()
-    for _ in range(50):
-        if not Path(f"/proc/{child}").exists():
-            return
-        time.sleep(0.2)
-    os.kill(child, 9)
-    pytest.fail("the program goes on without its worker")

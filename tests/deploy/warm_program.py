@@ -1,5 +1,6 @@
 """A program for the tests of the warm parent, and a worker that has it run: ``python -m tests.deploy.warm_program``."""
 
+import importlib.util
 import os
 import secrets
 import sys
@@ -10,7 +11,6 @@ from uuid import UUID, uuid4
 import anyio
 
 from deploy.warm import Programs
-from deploy.worker import end_with_worker
 from protocols.keys import Identity
 
 _told: list[str] = []
@@ -28,11 +28,11 @@ def started() -> None:
 
 def main(folder: Path, run_id: UUID) -> None:
     """Print what is asked for, then do what the folder's file of the run says."""
-    end_with_worker()
     word = (folder / run_id.hex).read_text()
     held = [os.path.realpath(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd")]
     print(word, "told", *_told, flush=True)
     print(word, "in", Path.cwd(), "leads", os.getsid(0) == os.getpid(), "path", *sys.path, flush=True)
+    print(word, "finds", importlib.util.find_spec("planted"), flush=True)
     print(word, "holds", [one for one in held if "socket" in one], flush=True)
     print("drew", Identity.generate("north").public, secrets.token_hex(16), uuid4(), os.getrandom(16).hex(), flush=True)
     match word:
@@ -70,4 +70,4 @@ def worker(folder: Path, words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    worker(Path(sys.argv[1]), sys.argv[2:])
+    worker(Path(sys.argv[1]).absolute(), sys.argv[2:])
