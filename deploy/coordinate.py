@@ -102,6 +102,12 @@ def tell(plan: Plan, record: RoundRecord) -> None:
         create_markdown_artifact(spent(plan, record), key="privacy", description="Epsilon so far")
 
 
+def tell_trouble(line: str) -> None:
+    """Log what holds a training up, for the coordinator and for those who watch the run in the UI."""
+    logging.getLogger("fedseal.coordinator").warning(line)
+    get_run_logger().warning(line)
+
+
 def spent(plan: Plan, record: RoundRecord) -> str:
     """What the sums so far have cost in privacy, and what the plan allows."""
     rules = plan.privacy
@@ -185,6 +191,8 @@ def prepare(
         partial(tell, plan),
         ending,
         template,
+        settings.patience_s,
+        tell_trouble,
     )
     return live, sites, folder
 

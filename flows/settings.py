@@ -107,6 +107,7 @@ class CoordinatorTable(_Party):
     templates: str = "templates"
     tasks: list[TaskPath]
     max_trainings: int = Field(default=4, ge=1)
+    patience_s: float = Field(default=600.0, ge=0)
 
 
 Fields = TypeVar("Fields", bound=_Party)
@@ -269,6 +270,7 @@ class CoordinatorFolder(_Folder):
         self.templates = folder / table.templates
         self.tasks = tuple(table.tasks)
         self.max_trainings = table.max_trainings
+        self.patience_s = table.patience_s
 
     @classmethod
     def read(cls, folder: Path) -> Self:
