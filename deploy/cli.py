@@ -81,6 +81,21 @@ def run(
             raise site.fail(failure, failure.exit_code) from None
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, in local mode or in the coordinator's runs.")],
+    to: Annotated[Path | None, typer.Option(help="The file to write; default: last-model.safetensors there.")] = None,
+) -> None:
+    """Take the last model out of a training that has not finished."""
+    from deploy import run as runs
+    from deploy.export import export
+
+    try:
+        print(export(run, to))
+    except runs.Failure as failure:
+        raise site.fail(failure, failure.exit_code) from None
+
+
 @app.command("plan")
 def price_plan(
     plan: Annotated[Path, typer.Argument(help="A plan in TOML.")],

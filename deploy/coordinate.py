@@ -20,6 +20,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import ValidationError
 
+from deploy.reporting import way_out
 from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
 from deploy.show import metric_notes, plot_metrics
 from deploy.worker import end_with_worker
@@ -54,9 +55,10 @@ def scheduled_training(plan: Plan) -> State[Any]:
         with opened(live), closing(sites):  # no message is left when the run is said to have ended
             report = run_training(live.training, plan)
     except (ProtocolError, CheckpointError, OSError) as error:
+        out = way_out(live.checkpoint, folder)
         if sites.cancelled:
-            return Cancelled(message="The training was cancelled.")
-        return Failed(message=f"{error}")
+            return Cancelled(message=f"The training was cancelled{out}.")
+        return Failed(message=f"{error}{out}")
     save_model(folder / report.model, live.task, live.checkpoint.model)
     write_receipt(folder / report.receipt, live)
     write_report(folder, report, {}, None)

@@ -209,6 +209,15 @@ class Vault:
         with self.exclusive():
             self._decisions.decide(self.identity.name, decision)
 
+    def take_back(self, training: str) -> None:
+        """Take back a withdrawal (``protocols.decisions``).
+
+        Raises:
+            Refused: there is none, or the vault was put back since.
+        """
+        with self.exclusive():
+            self._decisions.take_back(self.identity.name, training)
+
     def decision(self, training: str, plan: str | None = None) -> Decision | None:
         """The word on a training, if there is one, or on one of its plans; without the plan's text."""
         with self._lock:

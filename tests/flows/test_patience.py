@@ -5,14 +5,19 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
+from deploy.export import export
+from deploy.reporting import way_out
+from deploy.run import Failure
 from flows import pauses
 from flows.pauses import retry_pauses
 from flows.site import RESUMED
-from protocols.errors import BelowThreshold
+from protocols.errors import BelowThreshold, Refused
 from tests.flows.consortium import always, at, plan_for, trial
 
 
@@ -127,3 +132,55 @@ def test_a_coordinator_s_full_disk_is_waited_for_and_the_same_round_goes_on(
         report = run.train()
     assert report.rounds[0].survivors == ("ann", "bob", "cat", "dan")
     assert "this machine's disk is full" in said[0]
+
+
+def test_a_begun_training_goes_on_with_its_threshold_though_a_site_has_left(tmp_path: Path) -> None:
+    """``min_sites`` is all four by default: it was asked when the training began."""
+    plan = plan_for("Bare", rounds=2, max_attempts=1)
+    with trial(tmp_path, plan, {(site, "mask"): at([1], "lost") for site in ("ann", "bob")}) as run:
+        with pytest.raises(BelowThreshold):
+            run.train()
+    with trial(tmp_path, plan, {("dan", "join"): always("lost")}) as run:
+        report = run.train()
+    assert [one.survivors for one in report.rounds] == [("ann", "bob", "cat", "dan"), ("ann", "bob", "cat")]
+
+
+def test_a_new_training_needs_min_sites(tmp_path: Path) -> None:
+    with trial(tmp_path, plan_for("Bare"), {("dan", "join"): always("lost")}) as run:
+        with pytest.raises(Refused, match="3 sites, 4 are needed"):
+            run.train()
+
+
+def test_a_begun_training_waits_for_its_sites(tmp_path: Path) -> None:
+    faults = {(site, "join"): at(range(3), "lost") for site in ("ann", "bob")}
+    with trial(tmp_path, plan_for("Bare", rounds=1), faults) as run:
+        said: list[str] = []
+        run.live.patience_s, run.live.tell = 30.0, said.append
+        run.live.checkpoint.begin(0, 1)
+        assert run.train().rounds[0].survivors == ("ann", "bob", "cat", "dan")
+    assert "2 sites, 3 are needed (ann, bob: not reached); its sites are asked again in" in said[0]
+
+
+def test_a_training_that_ends_leaves_its_last_model(tmp_path: Path) -> None:
+    faults = {(site, "mask"): at(range(1, 99), "lost") for site in ("ann", "bob")}
+    plan = plan_for("Bare", rounds=2)
+    with trial(tmp_path, plan, faults) as run:
+        with pytest.raises(BelowThreshold):
+            run.train()
+        vector = run.live.checkpoint.model.vector
+        assert way_out(run.live.checkpoint, tmp_path) == f"; its model after 1 rounds: fedseal export {tmp_path}"
+        with pytest.raises(Failure, match="another process runs this training"):
+            (tmp_path / "plan.json").write_text(plan.to_json())
+            export(tmp_path, None)
+    line = export(tmp_path, None)
+    assert line.startswith(f"{tmp_path / 'last-model.safetensors'}: the model after 1 of 2 rounds")
+    saved = load_file(tmp_path / "last-model.safetensors")
+    assert sorted(np.concatenate([one.ravel() for one in saved.values()])) == sorted(vector)
+
+
+def test_a_training_without_a_finished_round_has_no_model(tmp_path: Path) -> None:
+    with trial(tmp_path, plan_for("Bare")) as run:
+        (tmp_path / "plan.json").write_text(run.plan.to_json())
+        assert way_out(run.live.checkpoint, tmp_path) == ""
+    with pytest.raises(Failure, match="no round of this training has finished"):
+        export(tmp_path, None)
