@@ -179,8 +179,8 @@ def prepare(
     else:
         first = first_model(plan, task.features, vector)
         checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, first)
-    exchange, ending = settings.open_exchange(), threading.Event()
-    sites = RemoteSites(client, training, run_id, consortium, exchange, ending)
+    exchange, ending, paused = settings.open_exchange(), threading.Event(), threading.Event()
+    sites = RemoteSites(client, training, run_id, consortium, exchange, ending, paused)
     live = Session(
         training,
         plan,
@@ -195,6 +195,7 @@ def prepare(
         template,
         settings.patience_s,
         tell_trouble,
+        paused,
     )
     return live, sites, folder
 

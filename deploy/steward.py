@@ -16,6 +16,7 @@ import typer
 
 from deploy.accounts import read_log
 from deploy.site import HERE, Folder, app, fail, one_line, one_printed_line
+from deploy.tidying import erase_left
 from flows.code_digest import code_digest, without_code
 from flows.data_sets import choose
 from flows.fitting import check_all, check_fitting
@@ -145,6 +146,9 @@ def revoke(
         vault.decide(Decision(training, plan, "", "revoked"))
     SiteLog(vault.folder).append("withdrawn", training=training, by="fedseal site revoke")
     print(f"withdrawn: {training}", file=sys.stderr)
+    with one_line():
+        if trouble := erase_left(site, vault, training):
+            print(f"warning: {trouble}", file=sys.stderr)
 
 
 def take_back(site: SiteFolder, vault: Vault, training: str) -> None:

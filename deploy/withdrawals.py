@@ -12,6 +12,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import StateType
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
 from deploy.server_check import trouble_of
@@ -30,7 +31,10 @@ def forget_withdrawal(site: SiteFolder, training: str) -> str:
     cancelled = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLED]))
     name = FlowRunFilterName(like_=f"{training}-{site.name}-")
     try:
-        with patient(get_client(sync_client=True)) as client:
+        with (
+            temporary_settings({PREFECT_API_URL: site.prefect.url}),
+            patient(get_client(sync_client=True)) as client,
+        ):
             for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(name=name, state=cancelled)):
                 client.set_flow_run_state(run.id, Crashed(message=TAKEN_BACK), force=True)
     except (httpx.HTTPError, ValueError) as error:

@@ -24,7 +24,7 @@ from flows.pauses import FIRST_S, pauses
 from flows.plan import Plan
 from flows.report import Report, RoundRecord
 from flows.secure_round import PROTOCOLS, Outcome
-from flows.session import session
+from flows.session import Session, session
 from flows.steps import Asked, gather, named, only_message, step
 from protocols.contexts import Purpose
 from protocols.errors import BelowThreshold, ProtocolError, Refused, TooManyFailed
@@ -33,6 +33,8 @@ from protocols.messages import COORDINATOR, Envelope, open_body
 AWAY_S = 30.0
 """The longest pause between two looks for a Prefect server that is away."""
 
+PAUSED_S = 0.5
+"""Seconds between two looks whether a paused training goes on."""
 REJOIN_S = 30.0
 """Seconds that a training which was begun before waits for a site to join; who comes later is in a later sum."""
 Joins = dict[str, PrefectFuture[Asked]]
@@ -61,6 +63,7 @@ def run_training(training: str, plan: Plan) -> Report:
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # of the rounds: their ends wait for it
             for purpose, number in sums(plan, len(live.task.features)):
                 take_in(training, joins)
+                hold_while_paused(live, f"{purpose} {number}")
                 if purpose == "evaluation" and plan.stopping.keep == "best":
                     live.checkpoint.take_best()
                 if purpose != "training" or not live.checkpoint.progress.stopped:
@@ -113,6 +116,16 @@ def take_in(training: str, joins: Joins, within_s: float | None = None) -> None:
     """Ask the sites that have not joined once more; nobody is waited for, and who joins late is in the next sum."""
     deadline_s = session(training).plan.deadlines.join_s if within_s is None else within_s
     joins |= {site: join.submit(training, site, deadline_s) for site, future in joins.items() if missing(future)}
+
+
+def hold_while_paused(live: Session, what: str) -> None:
+    """Begin no sum while the training's run is paused; one that runs is finished."""
+    if not live.paused.is_set():
+        return
+    live.tell(f"paused before {what}, until the run is resumed or cancelled")
+    while live.paused.is_set() and not live.ending.wait(PAUSED_S):
+        pass
+    live.tell(f"goes on with {what}")
 
 
 def missing(future: PrefectFuture[Asked]) -> bool:

@@ -199,11 +199,10 @@ class Seat:
     def leave(self, over: bool) -> None:
         """Delete what was sent and what nobody takes any more; the answers too, where the training is ``over``.
 
-        Where the site has withdrawn, everything goes that it holds of the training.
+        Where the site has withdrawn, everything goes that it holds of the training; else its secrets stay for a while.
         """
         try:
-            if self.withdrawn:
-                self.site.leave(self.training)
+            (self.site.leave if self.withdrawn else self.site.rest)(self.training)
             self.clear()
             self._requests.clear("ask-")
             if over:

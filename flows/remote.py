@@ -117,6 +117,7 @@ class RemoteSites:
         consortium: the pinned keys.
         exchange: where long messages lie.
         ending: set when no site need be waited for any more; this sets it when the training's run is cancelled.
+        paused: this sets it while the training's run is paused.
 
     Attributes:
         cancelled: whether the training's run was cancelled, or ended, by somebody else.
@@ -130,6 +131,7 @@ class RemoteSites:
         consortium: Consortium,
         exchange: Exchange,
         ending: threading.Event,
+        paused: threading.Event | None = None,
     ) -> None:
         self.cancelled = False
         self._client = client
@@ -142,7 +144,7 @@ class RemoteSites:
         self._ended: dict[UUID, StateType] = {}
         self._read: set[str] = set()
         self._waiting: dict[str, Question] = {}
-        self._wake, self._ending = threading.Event(), ending
+        self._wake, self._ending, self._paused = threading.Event(), ending, paused or threading.Event()
         self._began, self._trouble, self._lost = time.monotonic(), "", 0.0
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
@@ -432,6 +434,7 @@ class RemoteSites:
                 self._ended[run] = state
             if state in ENDED and run in states:  # killed before it could tidy
                 Mailbox(self._client, run).clear("ask-")
+        (self._paused.set if states.get(self._run) == StateType.PAUSED else self._paused.clear)()
         if states.get(self._run) in {StateType.CANCELLING, *ENDED}:
             self.cancelled = True
             self._ending.set()

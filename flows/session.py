@@ -59,6 +59,7 @@ class Session:
         template: the signed template that the plan follows from, where the consortium has authors.
         patience_s: seconds of trouble that each sum outlasts; 0: it is attempted again at once, as often as planned.
         tell: told, in one line, what holds the training up and that it goes on.
+        paused: set while no sum may be begun.
         standings: which sites are waited for.
         identity: the coordinator's.
     """
@@ -76,6 +77,7 @@ class Session:
     template: str = ""
     patience_s: float = 0.0
     tell: Callable[[str], None] = logging.getLogger("fedseal.coordinator").warning
+    paused: threading.Event = field(default_factory=threading.Event)
     standings: Standings = field(default_factory=Standings)
     identity: Identity = field(init=False)
     _confirmed: ConfirmedSums = field(default_factory=ConfirmedSums)
