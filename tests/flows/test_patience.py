@@ -4,6 +4,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from deploy.export import export
 from deploy.reporting import way_out
 from deploy.run import Failure
 from flows import pauses
+from flows.federated_training import hold_while_paused
 from flows.pauses import retry_pauses
+from flows.session import Session
 from flows.site import RESUMED
 from protocols.errors import BelowThreshold, Refused
 from tests.flows.consortium import always, at, plan_for, trial
@@ -184,3 +188,19 @@ def test_a_training_without_a_finished_round_has_no_model(tmp_path: Path) -> Non
         assert way_out(run.live.checkpoint, tmp_path) == ""
     with pytest.raises(Failure, match="no round of this training has finished"):
         export(tmp_path, None)
+
+
+def test_no_sum_is_begun_while_the_run_is_paused() -> None:
+    said: list[str] = []
+    live = SimpleNamespace(paused=threading.Event(), ending=threading.Event(), tell=said.append)
+    hold_while_paused(cast(Session, live), "training 3")
+    assert said == []
+    live.paused.set()
+    held = threading.Thread(target=hold_while_paused, args=(live, "training 3"))
+    held.start()
+    held.join(1.5)
+    assert held.is_alive()
+    live.paused.clear()
+    held.join(5)
+    assert not held.is_alive()
+    assert said == ["paused before training 3, until the run is resumed or cancelled", "goes on with training 3"]

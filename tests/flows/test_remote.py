@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelling, Crashed
+from prefect.states import Cancelling, Crashed, Paused, Running
 
 from flows import remote
 from flows.collect import Absent
@@ -250,3 +250,15 @@ def test_a_server_that_is_away_is_named_and_said_to_be_back(
     assert line.ask(lambda: line.answers.put(answer_key("ann", line.asked()), text(ANSWER))) == (ANSWER,)
     back = r"answers come in again, after \d+ s \(the Prefect server cannot be reached \(ConnectError\)\)"
     assert any(re.fullmatch(back, record.getMessage()) for record in caplog.records)
+
+
+def test_a_paused_run_holds_the_training_and_a_resumed_one_lets_it_go_on(line: Line) -> None:
+    paused = line.sites._paused
+    line.state(line.training_run, Paused(timeout_seconds=600))
+    assert paused.wait(20)
+    line.state(line.training_run, Running())
+    for _ in range(200):
+        if not paused.is_set():
+            break
+        time.sleep(0.1)
+    assert not paused.is_set() and not line.sites.cancelled
