@@ -24,7 +24,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from deploy import author, coordinator, records, site, steward, tidying  # noqa: E402, F401 - after the settings
+from deploy import author, coordinator, records, renewing, site, steward, tidying  # noqa: E402, F401 - after the settings
 
 STARTING = "Starting. The first time takes longer: a Prefect server makes its database."
 

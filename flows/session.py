@@ -97,7 +97,7 @@ class Session:
                 finished: a receipt with such an advert would not verify.
         """
         with self.vault.exclusive():
-            if not self.vault.witness(site, *advert.seen(context)):
+            if not self.vault.witness(self.consortium.sites[site], *advert.seen(context), name=site):
                 raise BadMessage(site, "advertise", "its vault was put back: its adverts contradict each other")
         for entry in self.checkpoint.entries(self._counted):
             self._confirmed.add(entry)
