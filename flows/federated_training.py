@@ -151,9 +151,11 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int, joins: Joi
             record = attempt(training, plan, purpose, number, again=since is not None)
             break
         except httpx.HTTPError as error:  # Prefect's engine, without its server: taken up as if this process had ended
+            if not is_away(error):
+                raise
             pause_s = next(away)
             live.tell(f"{purpose} {number}: {server_trouble(error)}; it is taken up again in {pause_s:.0f} s")
-            if not is_away(error) or live.ending.wait(pause_s):
+            if live.ending.wait(pause_s):
                 raise
         except (ProtocolError, OSError, sqlite3.Error) as error:
             since = since or time.monotonic()
