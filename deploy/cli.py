@@ -24,7 +24,7 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 
-from deploy import author, coordinator, records, site, steward  # noqa: E402, F401 - after the settings; both add to site
+from deploy import author, coordinator, records, renewing, site, steward, tidying  # noqa: E402, F401 - after the settings
 
 STARTING = "Starting. The first time takes longer: a Prefect server makes its database."
 
@@ -79,6 +79,21 @@ def run(
                 runs.resume(resume, plan, tuple(overrides or ()), options)
         except runs.Failure as failure:
             raise site.fail(failure, failure.exit_code) from None
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, in local mode or in the coordinator's runs.")],
+    to: Annotated[Path | None, typer.Option(help="The file to write; default: last-model.safetensors there.")] = None,
+) -> None:
+    """Take the last model out of a training that has not finished."""
+    from deploy import run as runs
+    from deploy.export import export
+
+    try:
+        print(export(run, to))
+    except runs.Failure as failure:
+        raise site.fail(failure, failure.exit_code) from None
 
 
 @app.command("plan")

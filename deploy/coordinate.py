@@ -20,6 +20,7 @@ from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import ValidationError
 
+from deploy.reporting import way_out
 from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
 from deploy.show import metric_notes, plot_metrics
 from flows.authors import fitting_template
@@ -53,9 +54,10 @@ def scheduled_training(plan: Plan) -> State[Any]:
         with opened(live), closing(sites):  # no message is left when the run is said to have ended
             report = run_training(live.training, plan)
     except (ProtocolError, CheckpointError, OSError) as error:
+        out = way_out(live.checkpoint, folder)
         if sites.cancelled:
-            return Cancelled(message="The training was cancelled.")
-        return Failed(message=f"{error}")
+            return Cancelled(message=f"The training was cancelled{out}.")
+        return Failed(message=f"{error}{out}")
     save_model(folder / report.model, live.task, live.checkpoint.model)
     write_receipt(folder / report.receipt, live)
     write_report(folder, report, {}, None)
@@ -99,6 +101,12 @@ def tell(plan: Plan, record: RoundRecord) -> None:
     )
     if record.epsilon is not None:
         create_markdown_artifact(spent(plan, record), key="privacy", description="Epsilon so far")
+
+
+def tell_trouble(line: str) -> None:
+    """Log what holds a training up, for the coordinator and for those who watch the run in the UI."""
+    logging.getLogger("fedseal.coordinator").warning(line)
+    get_run_logger().warning(line)
 
 
 def spent(plan: Plan, record: RoundRecord) -> str:
@@ -169,8 +177,8 @@ def prepare(
     else:
         first = first_model(plan, task.features, vector)
         checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, first)
-    exchange, ending = settings.open_exchange(), threading.Event()
-    sites = RemoteSites(client, training, run_id, consortium, exchange, ending)
+    exchange, ending, paused = settings.open_exchange(), threading.Event(), threading.Event()
+    sites = RemoteSites(client, training, run_id, consortium, exchange, ending, paused)
     live = Session(
         training,
         plan,
@@ -183,6 +191,9 @@ def prepare(
         partial(tell, plan),
         ending,
         template,
+        settings.patience_s,
+        tell_trouble,
+        paused,
     )
     return live, sites, folder
 

@@ -13,6 +13,7 @@ from prefect.states import Failed
 from deploy.worker import Parameters, parameters_of
 from flows.data_sets import DataSet
 from flows.engine import patient, patient_engine
+from flows.leftovers import in_use
 from flows.logs import keep_log
 from flows.participation import Seat, participate, seated
 from flows.policy import Policy
@@ -50,11 +51,12 @@ def main(folder: Path, run_id: UUID) -> None:
         try:
             if (asked := parameters_of(run)) is None:
                 raise SettingsError("the parameters are not those of a participation")
-            seated(_seat(SiteFolder.read(folder), client, run, asked))
+            seat = _seat(SiteFolder.read(folder), client, run, asked)
         except SettingsError as error:
             client.set_flow_run_state(run_id, Failed(message=str(error)), force=True)
             return
-        with patient_engine(), handle_engine_signals(run_id):
+        seated(seat)
+        with in_use(seat.site.vault, asked.training), patient_engine(), handle_engine_signals(run_id):
             run_flow(participate, flow_run=run, parameters=asked.model_dump(), return_type="state")
 
 

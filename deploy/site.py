@@ -143,6 +143,7 @@ def serve(
             site.check_identity(vault.identity, site.consortium)
         site.open_exchange()
     os.environ.update(site.prefect.environment)
+    from deploy.tidying import keep_tidy
     from deploy.warm import Programs
     from deploy.worker import Parameters, SiteWorker, register, serve
     from flows.logs import keep_log
@@ -160,6 +161,7 @@ def serve(
     print(f"{site.name} serves; what it does is in {folder / 'site.log'}", file=sys.stderr, flush=True)
     for groups in same_content(vault.ledger()):
         warn(f"{', '.join(groups)}: hold the same content, and their charges count against each other: see site.toml")
+    keep_tidy(site, vault)
     threading.Thread(target=warn_of, args=(site, check), daemon=True).start()
     with lock:
         serve(SiteWorker(programs, pool, site.name, refusal_of(vault), limit))

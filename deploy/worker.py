@@ -129,6 +129,8 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
         """Prefect's loops give up after some minutes and end the worker, and everything that it runs."""
         try:
             result = await do()
+            if self._away:
+                print("fedseal: the Prefect server answers again", file=sys.stderr)
             self._away = False
             return result
         except httpx.HTTPError as error:

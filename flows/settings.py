@@ -107,6 +107,7 @@ class CoordinatorTable(_Party):
     templates: str = "templates"
     tasks: list[TaskPath]
     max_trainings: int = Field(default=4, ge=1)
+    patience_s: float = Field(default=600.0, ge=0)
 
 
 Fields = TypeVar("Fields", bound=_Party)
@@ -114,6 +115,8 @@ Fields = TypeVar("Fields", bound=_Party)
 
 class _Folder:
     """What both kinds of folder have."""
+
+    _lost = "put it back, or found the coordinator anew in another folder: its key is another one then"
 
     def __init__(self, folder: Path, table: _Party) -> None:
         self.folder = folder
@@ -161,7 +164,7 @@ class _Folder:
         """
         path = self.folder / self._party.vault
         if not (path / "vault.sqlite").exists():
-            raise SettingsError(f"{path}: there is no vault: make one with fedseal site init or coordinator init")
+            raise SettingsError(f"{path}: there is no vault: {self._lost}")
         try:
             vault = Vault(path, self._epoch)
         except (sqlite3.Error, OSError) as error:
@@ -173,9 +176,16 @@ class _Folder:
             raise SettingsError(f"{path}: the vault has no identity: make one with fedseal site init")
         return vault
 
+    @property
+    def vault_place(self) -> Path:
+        """Where the vault is."""
+        return self.folder / self._party.vault
+
 
 class SiteFolder(_Folder):
     """A site's folder."""
+
+    _lost = "where it is lost, fedseal site renew --lost makes another, with a new key"
 
     def __init__(self, folder: Path, table: SiteTable) -> None:
         super().__init__(folder, table)
@@ -207,6 +217,11 @@ class SiteFolder(_Folder):
                 'budget = "..." of a data set, or remove it'
             )
         return site
+
+    @property
+    def epoch(self) -> Path | None:
+        """Where the vault's epoch is, if it has one."""
+        return self._epoch
 
     def group_of(self, name: str) -> str:
         """The budget group of a data set, or of a line of the ledger, which if old holds the data set."""
@@ -269,6 +284,7 @@ class CoordinatorFolder(_Folder):
         self.templates = folder / table.templates
         self.tasks = tuple(table.tasks)
         self.max_trainings = table.max_trainings
+        self.patience_s = table.patience_s
 
     @classmethod
     def read(cls, folder: Path) -> Self:
