@@ -197,6 +197,7 @@ def prepare(
         tell_trouble,
         paused,
     )
+    sites.returned = live.standings.forgive
     return live, sites, folder
 
 
