@@ -195,6 +195,7 @@ def prepare(
         tell_trouble,
         paused,
     )
+    sites.returned = live.standings.forgive
     return live, sites, folder
 
 

@@ -12,7 +12,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -44,6 +44,8 @@ from protocols.messages import COORDINATOR, Envelope, check_answers
 WORKER_S, OFFLINE_S = 15.0, 30.0
 """Seconds between two looks at the worker of a site that does not answer, and for which it must be seen to be offline:
 a server that comes back calls every worker so until it has heard of it."""
+BACK_S = 120.0
+"""Seconds in which a site whose worker is back has to join again."""
 SILENT_S = 5.0
 """Seconds without an answer after which a site's worker is looked at, or the server is at fault that shows none."""
 LOOK_S = 2.0
@@ -121,6 +123,7 @@ class RemoteSites:
 
     Attributes:
         cancelled: whether the training's run was cancelled, or ended, by somebody else.
+        returned: told of a site that has joined again, in a new participation.
     """
 
     def __init__(
@@ -134,6 +137,7 @@ class RemoteSites:
         paused: threading.Event | None = None,
     ) -> None:
         self.cancelled = False
+        self.returned: Callable[[str], None] = lambda site: None
         self._client = client
         self._training = training
         self._run = run
@@ -197,6 +201,7 @@ class RemoteSites:
                 link.run = self._participation(site)
                 if not joining and link.join is not None:
                     self._join_again(site, link.run, link.join, deadline)
+                    self.returned(site)
             return link.run
         except (Unreached, MailboxError):
             link.run = None
@@ -342,11 +347,12 @@ class RemoteSites:
         self._trouble = trouble
 
     def _look_at_workers(self) -> None:
-        """End the participation of a silent site whose worker is gone: a program ends with its worker.
-
-        The site is then asked again when its worker is online, and nobody waits for it until then.
+        """End the participation of a silent site whose worker is gone, since a program ends with its worker; start
+        another where the worker is back. Nobody waits for either.
         """
         for site, link in self._links.items():
+            if link.joined and (link.run is None or link.run in self._ended) and not link.lock.locked():
+                threading.Thread(target=self._bring_back, args=(site,), daemon=True).start()
             if not link.silent or link.run is None or link.run in self._ended:
                 continue
             if self._online(site):
@@ -357,6 +363,11 @@ class RemoteSites:
                 log.warning("%s: its worker is offline: its participation is ended", site)
                 self._end_run(link.run, Crashed(message="Its worker is offline."))
                 self._ended[link.run] = StateType.CRASHED
+
+    def _bring_back(self, site: str) -> None:
+        """Have a site join again whose participation has ended, if its worker is online."""
+        with suppress(Unreached, MailboxError, ExchangeAway):
+            self._reach(site, False, time.monotonic() + BACK_S)
 
     def _online(self, site: str) -> bool:
         try:

@@ -139,6 +139,11 @@ class Standings:
             now = self._clock()
             return now - max(answered[other] for other in others) > max(LEAST_S, SHARE * (now - strike.at))
 
+    def forgive(self, site: str) -> None:
+        """Hold nothing against a site that has come back: from the next sum on it is waited for as any other."""
+        with self._lock:
+            self._strikes.pop(site, None)
+
     def settle(self, survivors: Collection[str], dropped: Mapping[str, str]) -> dict[str, str]:
         """Take in who was in a finished sum.
 

@@ -262,3 +262,17 @@ def test_a_paused_run_holds_the_training_and_a_resumed_one_lets_it_go_on(line: L
             break
         time.sleep(0.1)
     assert not paused.is_set() and not line.sites.cancelled
+
+
+def test_a_site_whose_participation_has_ended_is_brought_back_between_questions(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "WORKER_S", 0.2)
+    back, another, joined = threading.Event(), new_run(line.client), list[UUID]()
+    monkeypatch.setattr(line.sites, "_participation", lambda site: another)
+    monkeypatch.setattr(line.sites, "_join_again", lambda site, run, join, deadline: joined.append(run))
+    line.sites.returned = lambda site: back.set() if site == "ann" else None
+    line.sites._links["ann"].join = REQUEST
+    line.state(line.run, Crashed())
+    assert back.wait(30)
+    assert joined == [another] and line.sites._links["ann"].run == another

@@ -77,6 +77,14 @@ def test_success_wipes_the_slate(clock: Clock) -> None:
     assert why == "", "waited for again as any other"
 
 
+def test_one_that_has_come_back_is_waited_for_as_any_other(clock: Clock) -> None:
+    standings = Standings(clock)
+    for round_ in (1, 2):
+        play(standings, clock, round_, 10**6)
+    standings.forgive("dan")
+    assert play(standings, clock, 3, 30.0) == ""
+
+
 def test_a_site_that_is_slow_gets_its_time_in_the_end(clock: Clock) -> None:
     standings = Standings(clock)
     assert play(standings, clock, 1, 10**6) == "no answer"

@@ -6,6 +6,7 @@ from statistics import mean
 from uuid import UUID
 
 import pytest
+from prefect.states import Cancelling
 
 from flows.settings import SITE_FILE
 from tests.processes.harness import PATIENCE, TINY, Consortium, consortium, eventually
@@ -40,7 +41,7 @@ def seconds(home: Consortium, run: UUID) -> list[float]:
 
 
 def test_a_dead_exchange_and_then_a_dead_site_cost_a_wait_each_and_who_is_back_is_asked_again(home: Consortium) -> None:
-    run = home.submit(home.plan(name="dead", rounds=14, min_sites=3, deadlines=DEADLINES))
+    run = home.submit(home.plan(name="dead", rounds=8, min_sites=3, deadlines=DEADLINES))
     report = home.finished(run, 400)
     took = [one["seconds"]["total"] for one in report["rounds"]]
     print("a dead exchange:", [round(one, 1) for one in took])
@@ -51,19 +52,21 @@ def test_a_dead_exchange_and_then_a_dead_site_cost_a_wait_each_and_who_is_back_i
     assert mean(took[2:]) <= 1.3 * mean(resting)
 
     mend(home.home.site("west") / SITE_FILE)
-    run = home.submit(home.plan(name="killed", rounds=60, min_sites=3, deadlines=DEADLINES))
+    run = home.submit(home.plan(name="killed", rounds=300, min_sites=3, deadlines=DEADLINES))
     eventually(lambda: len(seconds(home, run)) >= 2, 180)
     home.kill("east")
     began = len(seconds(home, run))
-    eventually(lambda: len(seconds(home, run)) >= began + 8, 180)
-    took = seconds(home, run)[began : began + 8]
+    eventually(lambda: len(seconds(home, run)) >= began + 5, 300)
+    took = seconds(home, run)[began : began + 5]
     print("a dead site:", [round(one, 1) for one in took])
-    assert sum(one > WAIT_S / 2 for one in took) <= 1
+    assert sum(one > min(took) + WAIT_S / 2 for one in took) <= 1
     home.start("east")
-    report = home.finished(run, 400)
-    assert set(report["final"]["survivors"]) == set(SITES), report["final"]
-    waits = [one["seconds"]["total"] for one in report["rounds"] if one["seconds"]["total"] > WAIT_S / 2]
-    assert len(waits) <= 1, waits
+    eventually(lambda: set(home.progress(run)["records"][-1]["survivors"]) == set(SITES), 180)
+    home.client.set_flow_run_state(run, Cancelling())
+    ended = home.ended(run, 60)
+    assert f"its model after {len(seconds(home, run))} rounds: fedseal export" in str(
+        ended.state and ended.state.message
+    )
 
 
 def mend(path: Path) -> None:
