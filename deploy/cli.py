@@ -20,10 +20,11 @@ for name, value in {
     **SERVER_SETTINGS,
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # errors reach the terminal as one line of ours
+    "PREFECT_WORKER_QUERY_SECONDS": "4",  # where five looked every two, SQLite was seen to lock a server out
 }.items():
     os.environ.setdefault(name, value)
 
-from deploy import author, coordinator, publish, records, site, smoke, steward  # noqa: E402, F401 - after the settings
+from deploy import author, coordinator, publish, records, renewing, site, smoke, steward, tidying  # noqa: E402, F401 - after the settings  # noqa: E402, F401
 from deploy import submit as submitting  # noqa: E402
 
 STARTING = "Starting. The first time takes longer: a Prefect server makes its database."
@@ -79,6 +80,21 @@ def run(
                 runs.resume(resume, plan, tuple(overrides or ()), options)
         except runs.Failure as failure:
             raise site.fail(failure, failure.exit_code) from None
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a run, in local mode or in the coordinator's runs.")],
+    to: Annotated[Path | None, typer.Option(help="The file to write; default: last-model.safetensors there.")] = None,
+) -> None:
+    """Take the last model out of a training that has not finished."""
+    from deploy import run as runs
+    from deploy.export import export
+
+    try:
+        print(export(run, to))
+    except runs.Failure as failure:
+        raise site.fail(failure, failure.exit_code) from None
 
 
 @app.command("plan")

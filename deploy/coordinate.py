@@ -1,10 +1,9 @@
-"""The program of a training: ``python -m deploy.coordinate FOLDER RUN``, started by the coordinator's worker alone.
+"""The program of a training, which the coordinator's worker alone starts.
 
 The training is named after its plan and its flow run, so that a retry of the run finds the checkpoint and goes on.
 """
 
 import logging
-import sys
 import threading
 from collections.abc import Mapping
 from contextlib import closing
@@ -23,9 +22,9 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import ValidationError
 
 from deploy.entries import end_interrupted
+from deploy.reporting import way_out
 from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
 from deploy.show import metric_notes, plot_metrics
-from deploy.worker import end_with_worker
 from flows.authors import fitting_template
 from flows.checkpoint import Checkpoint, CheckpointError
 from flows.code_digest import with_code
@@ -58,9 +57,10 @@ def scheduled_training(plan: Plan) -> State[Any]:
         with opened(live), closing(sites):  # no message is left when the run is said to have ended
             report = run_training(live.training, plan)
     except (ProtocolError, CheckpointError, OSError) as error:
+        out = way_out(live.checkpoint, folder)
         if sites.cancelled:
-            return Cancelled(message="The training was cancelled.")
-        return Failed(message=f"{error}")
+            return Cancelled(message=f"The training was cancelled{out}.")
+        return Failed(message=f"{error}{out}")
     save_model(folder / report.model, live.task, live.checkpoint.model)
     write_receipt(folder / report.receipt, live)
     write_report(folder, report, {}, None)
@@ -106,6 +106,12 @@ def tell(plan: Plan, record: RoundRecord) -> None:
         create_markdown_artifact(spent(plan, record), key="privacy", description="Epsilon so far")
 
 
+def tell_trouble(line: str) -> None:
+    """Log what holds a training up, for the coordinator and for those who watch the run in the UI."""
+    logging.getLogger("fedseal.coordinator").warning(line)
+    get_run_logger().warning(line)
+
+
 def spent(plan: Plan, record: RoundRecord) -> str:
     """What the sums so far have cost in privacy, and what the plan allows."""
     rules = plan.privacy
@@ -115,9 +121,16 @@ def spent(plan: Plan, record: RoundRecord) -> str:
     )
 
 
+def ready(folder: Path) -> None:
+    """Nothing is to be loaded beside this module."""
+
+
+def started() -> None:
+    """Nothing was."""
+
+
 def main(folder: Path, run_id: UUID) -> None:
     """Run a training, or take it up again, with the folder's key, exchange and consortium."""
-    end_with_worker()
     with patient(get_client(sync_client=True)) as client:
         run = client.read_flow_run(run_id)
         try:
@@ -190,8 +203,8 @@ def prepare(
     else:
         first = first_model(plan, task.features, vector)
         checkpoint = Checkpoint.create(folder / "checkpoint", training, plan, first)
-    exchange, ending = settings.open_exchange(), threading.Event()
-    sites = RemoteSites(client, training, run_id, consortium, exchange, ending)
+    exchange, ending, paused = settings.open_exchange(), threading.Event(), threading.Event()
+    sites = RemoteSites(client, training, run_id, consortium, exchange, ending, paused)
     live = Session(
         training,
         plan,
@@ -204,7 +217,11 @@ def prepare(
         partial(tell, plan),
         ending,
         template,
+        settings.patience_s,
+        tell_trouble,
+        paused,
     )
+    sites.returned = live.standings.forgive
     return live, sites, folder
 
 
@@ -233,7 +250,3 @@ def planned_code(plan: Plan, folder: Path) -> Plan:
     except (OSError, ValidationError):
         return with_code(plan)
     return with_code(plan if plan.code else plan.model_copy(update={"code": begun.code}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), UUID(sys.argv[2]))

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -71,10 +72,9 @@ def serve(
     """Run the coordinator: it runs the trainings that are submitted, scheduled or started in the UI."""
     with one_line():
         coordinator = CoordinatorFolder.read(folder)
-        vault = coordinator.open_vault()
-        consortium = coordinator.consortium
-        coordinator.check_identity(vault.identity, consortium)
-        vault.close()
+        with closing(coordinator.open_vault()) as vault:
+            consortium = coordinator.consortium
+            coordinator.check_identity(vault.identity, consortium)
         coordinator.open_exchange()
     os.environ.update(coordinator.prefect.environment)
     from prefect.client.orchestration import get_client
@@ -82,6 +82,7 @@ def serve(
     from deploy.entries import enter_deployment, enter_filter, enter_pool, take_up_orphans
     from deploy.forms import TAG, custom_entry
     from deploy.publish import enter_published
+    from deploy.warm import Programs
     from deploy.worker import COORDINATOR_HEARTBEAT_S, CoordinatorWorker, serve
     from flows.authors import first_template
     from flows.engine import patient
@@ -93,6 +94,7 @@ def serve(
         custom = custom_entry(consortium.coordinator, begin or read_plan(plan or EXAMPLE))
     except PlanError as error:
         raise fail(error) from None
+    programs = Programs.load("deploy.coordinate", folder.absolute())
     pool, name, mark = coordinator_pool(consortium.coordinator), coordinator_name(), mark_of(consortium.coordinator)
 
     def enter() -> None:
@@ -109,4 +111,5 @@ def serve(
         once_there(coordinator.prefect, enter)
     print(f"the coordinator serves; its runs are in {coordinator.runs}", file=sys.stderr, flush=True)
     with lock:
-        serve(CoordinatorWorker(folder, pool, name, lambda run: None, coordinator.max_trainings, coordinator.resume))
+        limit, resume = coordinator.max_trainings, coordinator.resume
+        serve(CoordinatorWorker(programs, pool, name, lambda run: None, limit, resume))

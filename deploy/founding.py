@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from fsspec.registry import known_implementations
 
 from flows.exchange import missing_package
-from flows.settings import SettingsError
+from flows.settings import SITE_FILE, SettingsError
 from protocols.files import write_whole
 from protocols.keys import Identity
 from protocols.vault import Vault
@@ -30,7 +30,8 @@ def found(folder: Path, file: str, text: str, name: str) -> str:
     """
     path = folder / file
     if path.exists():
-        raise SettingsError(f"{path}: is there already: name another folder with --folder, or edit that file")
+        renewing = "; fedseal site renew makes a new key" if file == SITE_FILE else ""
+        raise SettingsError(f"{path}: is there already: name another folder with --folder, or edit that file{renewing}")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         vault = Vault(folder / "vault")

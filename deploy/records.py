@@ -212,6 +212,9 @@ SENTENCES = {
     "finished": "{training} has ended; its secrets are erased",
     "approved": "you approved {training}, plan {plan}",
     "withdrawn": "left {training}: {by}",
+    "renewed": "the site has a new key: {key}; the one before was {former}",
+    "tidied": "removed what {training} had left here",
+    "returned": "took back that it had left {training}",
 }
 """What a steward reads of an event, whose fields it names; another event, or one without a field, is shown as it is."""
 

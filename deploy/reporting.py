@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -22,6 +23,7 @@ from prefect.states import Crashed
 
 from deploy import home, machine
 from deploy.embedded import embedded_server
+from flows.checkpoint import Checkpoint
 
 DRAINED_S = 5.0
 """Seconds that Prefect's client has to send the log lines that it holds."""
@@ -87,3 +89,8 @@ def tell_interrupted(training: str) -> None:
             client.set_flow_run_state(
                 run.id, Crashed(name="Interrupted", message="It was interrupted; it can be resumed."), force=True
             )
+
+
+def way_out(checkpoint: Checkpoint, folder: Path) -> str:
+    """How the model of a training that ends here can be taken out, to be put behind why it ends."""
+    return f"; its model after {checkpoint.rounds} rounds: fedseal export {folder}" if checkpoint.rounds else ""

@@ -26,7 +26,7 @@ from safetensors.torch import load, save
 
 from deploy import EXAMPLE, home, machine
 from deploy.ending import if_ended
-from deploy.reporting import prefect_server, settle, tell_interrupted
+from deploy.reporting import prefect_server, settle, tell_interrupted, way_out
 from deploy.show import Screen, plot_metrics
 from flows.checkpoint import Checkpoint, CheckpointError
 from flows.code_digest import CodeRule, check_same_code, with_code, without_code
@@ -383,9 +383,10 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
         except TooManyFailed as error:
             failures = local.failures(training)
             why = each_once(failures) if failures else error.reason
-            raise Failure(f"{error.step}: {why}: mend it and start a new training", FAILED) from None
+            out = way_out(checkpoint, folder)
+            raise Failure(f"{error.step}: {why}: mend it and start a new training{out}", FAILED) from None
         except ProtocolError as error:
-            raise Failure(f"{error}: this training cannot go on", FAILED) from None
+            raise Failure(f"{error}: this training cannot go on{way_out(checkpoint, folder)}", FAILED) from None
         except (OSError, sqlite3.Error) as error:
             raise Failure(f"{error}: see to that, and go on with: {again}", FAILED) from None
     save_model(folder / report.model, task, checkpoint.model)

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from queue import Empty, Queue
 from typing import TYPE_CHECKING, Annotated, Any
@@ -148,24 +148,29 @@ def serve(
     """Run the site: wait for trainings and take part in those that its policy allows. Opens no port."""
     with one_line():
         site = SiteFolder.read(folder)
-        vault = site.open_vault()
-        site.check_identity(vault.identity, site.consortium)
+        with closing(site.open_vault()) as vault:
+            site.check_identity(vault.identity, site.consortium)
         site.open_exchange()
     os.environ.update(site.prefect.environment)
+    from deploy.tidying import keep_tidy
+    from deploy.warm import Programs
     from deploy.worker import Parameters, SiteWorker, serve
     from flows.logs import keep_log
 
+    programs = Programs.load("deploy.participate", folder.absolute())
     with one_line():
         lock = alone(folder, "serving", "fedseal site serve")
+        vault = site.open_vault()
     keep_log("fedseal", folder / "site.log")
     entry = participation_entry(site, Parameters.model_json_schema())
     once_there(site.prefect, lambda: register(entry, SiteWorker.type))
     print(f"{site.name} serves; what it does is in {folder / 'site.log'}", file=sys.stderr, flush=True)
     for groups in same_content(vault.ledger()):
         warn(f"{', '.join(groups)}: hold the same content, and their charges count against each other: see site.toml")
+    keep_tidy(site, vault)
     threading.Thread(target=warn_of, args=(site, check), daemon=True).start()
     with lock:
-        serve(SiteWorker(folder, entry.pool, site.name, refusal_of(vault), site.policy.max_trainings))
+        serve(SiteWorker(programs, entry.pool, site.name, refusal_of(vault), site.policy.max_trainings))
 
 
 def participation_entry(site: SiteFolder, schema: dict[str, Any]) -> "Entry":

@@ -5,6 +5,7 @@ typed: a coordinator that swaps what waits gets another plan to wait beside it.
 """
 
 import json
+import os
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -15,6 +16,7 @@ import typer
 
 from deploy.accounts import read_log
 from deploy.site import HERE, Folder, app, fail, one_line, one_printed_line
+from deploy.tidying import erase_left
 from flows.code_digest import code_digest, without_code
 from flows.data_sets import choose
 from flows.fitting import check_all, check_fitting
@@ -124,17 +126,50 @@ def named_plan(typed: str, waiting: Collection[str], shown: Collection[str]) -> 
 
 
 @app.command()
-def revoke(training: Training, folder: Folder = HERE) -> None:
+def revoke(
+    training: Training,
+    folder: Folder = HERE,
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Take a withdrawal back: the coordinator may ask again.")
+    ] = False,
+) -> None:
     """Withdraw from a training: the site answers nothing more in it, and a participation that runs ends."""
     with one_line():
-        vault = SiteFolder.read(folder).open_vault()
+        site = SiteFolder.read(folder)
+        vault = site.open_vault()
         if training not in (trainings := known_trainings(vault)):
             raise fail(not_known(training, trainings))
+        if undo:
+            return take_back(site, vault, training)
         known = vault.decision(training)
         plan = (known.plan if known else "") or vault.trainings().get(training, "")
         vault.decide(Decision(training, plan, "", "revoked"))
     SiteLog(vault.folder).append("withdrawn", training=training, by="fedseal site revoke")
     print(f"withdrawn: {training}", file=sys.stderr)
+    with one_line():
+        if trouble := erase_left(site, vault, training):
+            print(f"warning: {trouble}", file=sys.stderr)
+
+
+def take_back(site: SiteFolder, vault: Vault, training: str) -> None:
+    """Take a withdrawal back, and tell the Prefect server, where the coordinator has seen it.
+
+    Raises:
+        typer.Exit: there is nothing to take back.
+    """
+    try:
+        vault.take_back(training)
+    except Refused as refused:
+        raise fail(refused.reason) from None
+    SiteLog(vault.folder).append("returned", training=training)
+    print(f"the site takes part again: {training}", file=sys.stderr)
+    if site.policy.approval == "by-hand":
+        print(f"its plan waits for you: fedseal site show {training}", file=sys.stderr)
+    os.environ.update(site.prefect.environment)  # before Prefect is first imported, which reads it
+    from deploy.withdrawals import forget_withdrawal
+
+    if trouble := forget_withdrawal(site, training):
+        print(f"warning: the Prefect server {trouble}; then give this command again", file=sys.stderr)
 
 
 def known_trainings(vault: Vault) -> set[str]:
@@ -356,4 +391,4 @@ def withdrawn_line(training: str, decision: Decision) -> str:
             f"{training}: this vault was put back from a copy that knew this training: no approval brings it back. The "
             "coordinator can start the training under a new name."
         )
-    return f"{training}: the site has withdrawn; approving a plan takes that back."
+    return f"{training}: the site has withdrawn; fedseal site revoke --undo {training} takes that back."

@@ -2,17 +2,14 @@
 
 Prefect's workers start what a deployment names: entry points, pull steps, job variables, all of which anyone with
 write access to the server can change. These read none of it. A flow run is to them a name and two parameters, which
-are checked; then the one program is started in a fresh process with the party's own folder.
+are checked; then the one program is started, in a process of its own, with the party's own folder.
 """
 
 import logging
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Self, TypeVar
 from uuid import UUID
 
@@ -23,12 +20,11 @@ from prefect.client.schemas.objects import FlowRun, State, WorkPool
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from deploy.child import end_with
 from deploy.entries import last_state
+from deploy.warm import Programs
 from flows.engine import patient
 from flows.mailbox import is_away
 from protocols.contexts import TrainingName
-from protocols.files import open_log
 
 HEARTBEAT_S, COORDINATOR_HEARTBEAT_S = 15, 5
 LEAVE_S, LAST_WORD_S = 2.0, 5.0
@@ -62,14 +58,13 @@ class OwnProgram(BaseJobConfiguration):
 class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
     type = "fedseal"
     job_configuration = OwnProgram
-    module: str
     heartbeat_s = HEARTBEAT_S
 
     def __init__(
-        self, folder: Path, pool: str, name: str, refusal: Refusal, limit: int, resume: bool | None = None
+        self, programs: Programs, pool: str, name: str, refusal: Refusal, limit: int, resume: bool | None = None
     ) -> None:
         super().__init__(pool, name=name, heartbeat_interval_seconds=self.heartbeat_s, limit=limit)
-        self._folder = folder.absolute()
+        self.programs = programs
         self._refusal = refusal
         self._resume = resume
         self._away = False
@@ -103,30 +98,21 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
             if task_status is not None:
                 task_status.started(0)
             return BaseWorkerResult(identifier="refused", status_code=0)
-        # -P: nothing is imported from where it runs, which without cwd would be where somebody has started the worker.
-        words = [sys.executable, "-P", "-m", self.module, str(self._folder), str(flow_run.id)]
-        with open_log(self._folder / "processes.log") as output:
-            process = await anyio.open_process(
-                words,
-                cwd=self._folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        program = self.programs.start(flow_run.id)
+        process = await program.started()
         if task_status is not None:
-            task_status.started(process.pid)
+            task_status.started(process)
         try:
-            code = await process.wait()
+            code = await program.ended()
         except anyio.get_cancelled_exc_class():
             with anyio.move_on_after(LAST_WORD_S, shield=True):
-                process.kill()
-                await process.wait()
+                program.kill()
+                await program.ended()
                 now = await self.client.read_flow_run(flow_run.id)
-                if now.state is None or not now.state.is_final():
+                if now.state is None or not (now.state.is_final() or now.state.is_paused()):
                     await self.client.set_flow_run_state(flow_run.id, last_state(now, self._resume), force=True)
             raise
-        return BaseWorkerResult(identifier=str(process.pid), status_code=code)
+        return BaseWorkerResult(identifier=str(process), status_code=code)
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Look for runs; a server that is away is looked at again, for as long as it takes."""
@@ -140,6 +126,8 @@ class _OwnWorker(BaseWorker[OwnProgram, BaseVariables, BaseWorkerResult]):
         """Prefect's loops give up after some minutes and end the worker, and everything that it runs."""
         try:
             result = await do()
+            if self._away:
+                print("fedseal: the Prefect server answers again", file=sys.stderr)
             self._away = False
             return result
         except httpx.HTTPError as error:
@@ -155,14 +143,12 @@ class SiteWorker(_OwnWorker):
     """Runs participations of one site."""
 
     type = "fedseal-site"
-    module = "deploy.participate"
 
 
 class CoordinatorWorker(_OwnWorker):
     """Runs trainings."""
 
     type = "fedseal-coordinator"
-    module = "deploy.coordinate"
     heartbeat_s = COORDINATOR_HEARTBEAT_S
 
     async def teardown(self, *exc_info: Any) -> None:
@@ -190,22 +176,31 @@ def parameters_of(run: FlowRun) -> Parameters | None:
         return None
 
 
-def end_with_worker() -> None:
-    """Have this program end soon after its worker, however that ended."""
-    end_with(os.getppid())  # at once: the next worker tells the server
-
-
 def serve(worker: _OwnWorker) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP; the programs that it has started end with it.
 
     A signal that comes again while it ends changes nothing: the end is bounded.
+
+    Raises:
+        SystemExit: the warm parent of its programs was killed; with one line.
     """
+    lost = False
 
     async def until_signalled() -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(worker.start)
+                tasks.start_soon(until_lost, tasks.cancel_scope)
                 async for _ in signals:
                     tasks.cancel_scope.cancel()
 
+    async def until_lost(serving: anyio.CancelScope) -> None:
+        nonlocal lost
+        await worker.programs.gone()
+        lost = True
+        serving.cancel()
+
     anyio.run(until_signalled)
+    if lost:
+        print("fedseal: the process that starts its programs was killed, and they too: serve again", file=sys.stderr)
+        raise SystemExit(1)

@@ -150,6 +150,16 @@ class Checkpoint:
         """Let another process take up the training."""
         self._lock.close()
 
+    @property
+    def begun(self) -> bool:
+        """Whether a sum was ever attempted: enough sites had joined then."""
+        return self.progress.round >= 0
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds of training are finished."""
+        return sum(one.purpose == "training" for one in self.progress.records)
+
     def record(self, purpose: Purpose, round_: int) -> RoundRecord | None:
         """The record of a sum that is finished."""
         return next((one for one in self.progress.records if (one.purpose, one.round) == (purpose, round_)), None)

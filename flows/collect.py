@@ -29,11 +29,13 @@ class Absent:
         bad_input: whether the site's data or training are at fault (NaN, a missing table): to go on without it would
             report a success on a subset that nobody chose, so that the training stops.
         pending: whether the site may still say yes: its data steward has not decided.
+        given_up: whether it was waited for no longer, though its deadline had not passed.
     """
 
     reason: str
     bad_input: bool = False
     pending: bool = False
+    given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,13 @@ def collect(
         except BadMessage as bad:
             absent[site] = str(bad)
     if len(present) < threshold:
-        missing = "; ".join(f"{site}: {reason}" for site, reason in sorted(absent.items()))
-        raise BelowThreshold("coordinator", step, f"{len(present)} sites, {threshold} are needed ({missing})")
+        raise BelowThreshold("coordinator", step, f"{len(present)} sites, {threshold} are needed ({by_reason(absent)})")
     return Collected(present, absent)
+
+
+def by_reason(absent: Mapping[str, str]) -> str:
+    """Who is absent and why, each reason once: what many sites share is seldom a site's."""
+    sites: dict[str, list[str]] = {}
+    for site, reason in sorted(absent.items()):
+        sites.setdefault(reason, []).append(site)
+    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in sites.items())

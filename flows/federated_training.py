@@ -5,6 +5,7 @@ the same name: a sub-flow started inside a task of its own is not mixed up with 
 retried.
 """
 
+import sqlite3
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,20 +19,25 @@ from flows.collect import Absent
 from flows.engine import run_inside
 from flows.mailbox import is_away
 from flows.messages import AskFinish, AskJoin, Joined, join_context
+from flows.patience import may_pass, outlast, pauses_of, server_trouble
 from flows.pauses import FIRST_S, pauses
 from flows.plan import Plan
 from flows.report import Report, RoundRecord
 from flows.secure_round import PROTOCOLS, Outcome
-from flows.session import session
+from flows.session import Session, session
 from flows.steps import Asked, gather, named, only_message, step
 from protocols.contexts import Purpose
-from protocols.errors import BelowThreshold, Refused, TooManyFailed
+from protocols.errors import BelowThreshold, ProtocolError, Refused, TooManyFailed
 from protocols.messages import COORDINATOR, Envelope, open_body
 
 AWAY_S = 30.0
 """The longest pause between two looks for a Prefect server that is away."""
 
-Joins = Mapping[str, PrefectFuture[Asked]]
+PAUSED_S = 0.5
+"""Seconds between two looks whether a paused training goes on."""
+REJOIN_S = 30.0
+"""Seconds that a training which was begun before waits for a site to join; who comes later is in a later sum."""
+Joins = dict[str, PrefectFuture[Asked]]
 
 
 @flow(name="federated-training", flow_run_name="{training}", persist_result=False)
@@ -47,21 +53,21 @@ def run_training(training: str, plan: Plan) -> Report:
         BadInput: a site cannot use the plan or the task.
         Refused: fewer than ``min_sites`` have joined.
         TooManyFailed: more sites' local work failed than the plan allows.
-        BelowThreshold: too few sites, in ``max_attempts`` attempts.
+        BelowThreshold: too few sites, for longer than the training outlasts.
         Unfinished: a confirmed round could not be finished.
     """
     live = session(training)
     try:
-        joins: Joins = {site: join.submit(training, site) for site in plan.sites}
-        call_roll.submit(training, joins).result()
+        joins = assemble(training, plan)
         live.checkpoint.monitor(live.task.monitored)
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # of the rounds: their ends wait for it
             for purpose, number in sums(plan, len(live.task.features)):
-                joins = take_in(training, joins)
+                take_in(training, joins)
+                hold_while_paused(live, f"{purpose} {number}")
                 if purpose == "evaluation" and plan.stopping.keep == "best":
                     live.checkpoint.take_best()
                 if purpose != "training" or not live.checkpoint.progress.stopped:
-                    run_sum(training, plan, purpose, number)
+                    run_sum(training, plan, purpose, number, joins)
         for future in [leave.submit(training, site) for site in plan.sites]:
             future.wait()
     finally:
@@ -77,9 +83,49 @@ def sums(plan: Plan, features: int) -> list[tuple[Purpose, int]]:
     return [*statistics, *rounds, ("evaluation", plan.rounds + 1)]
 
 
-def take_in(training: str, joins: Joins) -> Joins:
-    """Ask the sites that have not joined once more; nobody is waited for, and who joins late is in the next round."""
-    return {site: join.submit(training, site) if missing(future) else future for site, future in joins.items()}
+def assemble(training: str, plan: Plan) -> Joins:
+    """Have the sites join: ``min_sites`` of them where no sum was begun, and then as many as a sum needs.
+
+    A training that was begun is not lost to a site that has left since: it needs a sum's threshold only, and waits for
+    that as long as it outlasts any trouble.
+
+    Raises:
+        BadInput: a site cannot use the plan or the task.
+        Refused: fewer than ``min_sites`` have joined.
+        BelowThreshold: the training was begun, and too few sites have come back.
+    """
+    live = session(training)
+    begun = live.checkpoint.begun
+    within_s = min(plan.deadlines.join_s, REJOIN_S) if begun else plan.deadlines.join_s
+    joins = {site: join.submit(training, site, within_s) for site in plan.sites}
+    for pause_s in [*(pauses_of(live) if begun else ()), None]:
+        try:
+            call_roll.submit(training, joins).result()
+            break
+        except BelowThreshold as below:
+            if pause_s is None:
+                raise
+            live.tell(f"{below}; its sites are asked again in {pause_s:.0f} s")
+            if live.ending.wait(pause_s):
+                raise
+            take_in(training, joins, within_s)
+    return joins
+
+
+def take_in(training: str, joins: Joins, within_s: float | None = None) -> None:
+    """Ask the sites that have not joined once more; nobody is waited for, and who joins late is in the next sum."""
+    deadline_s = session(training).plan.deadlines.join_s if within_s is None else within_s
+    joins |= {site: join.submit(training, site, deadline_s) for site, future in joins.items() if missing(future)}
+
+
+def hold_while_paused(live: Session, what: str) -> None:
+    """Begin no sum while the training's run is paused; one that runs is finished."""
+    if not live.paused.is_set():
+        return
+    live.tell(f"paused before {what}, until the run is resumed or cancelled")
+    while live.paused.is_set() and not live.ending.wait(PAUSED_S):
+        pass
+    live.tell(f"goes on with {what}")
 
 
 def missing(future: PrefectFuture[Asked]) -> bool:
@@ -87,39 +133,62 @@ def missing(future: PrefectFuture[Asked]) -> bool:
     return future.state.is_final() and isinstance(future.result().answer, Absent)
 
 
-def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
+def run_sum(training: str, plan: Plan, purpose: Purpose, number: int, joins: Joins) -> None:
     """Make attempts at a sum until one succeeds, and commit the model that it gives; not again what is finished.
 
-    An attempt that the Prefect server's absence has cut off does not count.
+    What may pass, a site, the exchange or a full disk, is outlasted with growing pauses (SPEC 6.2). An attempt that the
+    Prefect server's absence has cut off does not count.
 
     Raises:
-        BelowThreshold: after ``max_attempts``, with the last attempt's reasons.
+        BelowThreshold, Unfinished, OSError: it has not passed; with the last attempt's reasons.
     """
     live = session(training)
     if live.checkpoint.record(purpose, number) is not None:
         return
-    failed, away = 0, pauses(FIRST_S, AWAY_S)
+    left, away, since = pauses_of(live), pauses(FIRST_S, AWAY_S), None
     while True:
-        held = live.checkpoint.held(number)
-        attempt = held.context.attempt if held else live.checkpoint.next_attempt(number)
-        began = time.monotonic()
-        live.checkpoint.begin(number, attempt)
         try:
-            outcome: Outcome = run_round(training, plan.protection.protocol, purpose, number, attempt)
+            record = attempt(training, plan, purpose, number, again=since is not None)
             break
-        except BelowThreshold:
-            failed += 1
-            if failed == plan.max_attempts or live.ending.is_set():
-                raise
         except httpx.HTTPError as error:  # Prefect's engine, without its server: taken up as if this process had ended
-            if not is_away(error) or live.ending.wait(next(away)):
+            if not is_away(error):
                 raise
+            pause_s = next(away)
+            live.tell(f"{purpose} {number}: {server_trouble(error)}; it is taken up again in {pause_s:.0f} s")
+            if live.ending.wait(pause_s):
+                raise
+        except (ProtocolError, OSError, sqlite3.Error) as error:
+            since = since or time.monotonic()
+            if not may_pass(error) or not outlast(live, f"{purpose} {number}", error, left, since):
+                raise
+            take_in(training, joins)
+    if since is not None:
+        live.tell(f"{purpose} {number}: goes on, after {time.monotonic() - since:.0f} s")
+    live.observe(record)
+    check_failed(plan, record)
+
+
+def attempt(training: str, plan: Plan, purpose: Purpose, number: int, *, again: bool) -> RoundRecord:
+    """Make one attempt at a sum, or finish the one that is held, and commit what it gives.
+
+    Args:
+        training, plan: what is trained.
+        purpose, number: the sum.
+        again: whether an attempt at it has failed in this process.
+    """
+    live = session(training)
+    held = live.checkpoint.held(number)
+    attempt = held.context.attempt if held else live.checkpoint.next_attempt(number)
+    began = time.monotonic()
+    live.checkpoint.begin(number, attempt)
+    live.begin_attempt(number, again=again)
+    outcome: Outcome = run_round(training, plan.protection.protocol, purpose, number, attempt)
     record = RoundRecord(
         purpose,
         number,
         attempt,
         outcome.evidence.survivors,
-        outcome.dropped,
+        live.standings.settle(outcome.evidence.survivors, outcome.dropped),
         outcome.concluded.metrics,
         outcome.train_s,
         time.monotonic() - began + (outcome.train_s if held else 0.0),
@@ -134,8 +203,7 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
     live.checkpoint.commit(plan, record, outcome.concluded.model, outcome.evidence)
     if (incoming := outcome.evidence.context.model) != live.checkpoint.progress.model:
         live.discard(incoming)
-    live.observe(record)
-    check_failed(plan, record)
+    return record
 
 
 def check_failed(plan: Plan, record: RoundRecord) -> None:
@@ -161,11 +229,11 @@ def run_round(training: str, protocol: str, purpose: Purpose, number: int, attem
 
 
 @step("join[{site}]")
-def join(training: str, site: str) -> Any:
+def join(training: str, site: str, within_s: float) -> Any:
     """Ask a site to agree to the plan; wait for its data steward, if it has to be."""
     live = session(training)
     context, body = join_context(training, live.plan.digest), AskJoin(training, live.plan.to_json(), live.template)
-    deadline = time.monotonic() + live.plan.deadlines.join_s
+    deadline = time.monotonic() + within_s
     for pause_s in pauses():
         asked = Asked(*live.ask(site, "join", context, body, deadline - time.monotonic()))
         if not (isinstance(asked.answer, Absent) and asked.answer.pending) or time.monotonic() + pause_s > deadline:
@@ -182,6 +250,7 @@ def call_roll(training: str, answers: Mapping[str, Asked]) -> tuple[str, ...]:
     Raises:
         BadInput: a site cannot use the plan or the task.
         Refused: naming each site that has not joined, and why.
+        BelowThreshold: the same, of a training that was begun before.
     """
     live = session(training)
 
@@ -196,9 +265,12 @@ def call_roll(training: str, answers: Mapping[str, Asked]) -> tuple[str, ...]:
             receiver=COORDINATOR,
         )
 
+    begun = live.checkpoint.begun
     try:
-        found = gather("join", answers, check, live.plan.min_sites)
+        found = gather("join", answers, check, live.plan.protection.threshold if begun else live.plan.min_sites)
     except BelowThreshold as below:
+        if begun:
+            raise
         raise Refused("coordinator", "join", below.reason) from None
     return found.sites
 

@@ -283,7 +283,9 @@ def answer_key(site: str, request: str) -> str:
 
 
 def unreachable(error: Exception) -> MailboxError:
-    """What is said of a server that has not answered."""
+    """What is said of a server that has not answered, or not well."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return MailboxError(f"the Prefect server cannot be used (HTTP {error.response.status_code})")
     return MailboxError(f"the Prefect server cannot be reached ({type(error).__name__})")
 
 

@@ -170,6 +170,8 @@ class Seat:
             return Cancelled(message="This participation was cancelled: the site has withdrawn from the training.")
         if self.over(states):
             return Completed(message="The training has ended.")
+        if states and states.get(self.run) in ENDED:  # by a coordinator that has found this site's worker offline
+            return Completed(message="This participation was ended; the coordinator starts another.")
         if states is not None and not {self.run, self.training_run} <= set(states):
             return Completed(message="This run, or the training's, is not there.")
         if time.monotonic() - self.asked > self.lease_s:
@@ -197,11 +199,10 @@ class Seat:
     def leave(self, over: bool) -> None:
         """Delete what was sent and what nobody takes any more; the answers too, where the training is ``over``.
 
-        Where the site has withdrawn, everything goes that it holds of the training.
+        Where the site has withdrawn, everything goes that it holds of the training; else its secrets stay for a while.
         """
         try:
-            if self.withdrawn:
-                self.site.leave(self.training)
+            (self.site.leave if self.withdrawn else self.site.rest)(self.training)
             self.clear()
             self._requests.clear("ask-")
             if over:
@@ -257,7 +258,7 @@ def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State
     """Look into the mailbox, often while there are requests and seldom while not, until it is time to end."""
     pause_s, looked, running = BUSY_S, 0.0, dict[str, PrefectFuture[None]]()
     states: dict[UUID, StateType] | None = None
-    away = pauses(1.0, LONGEST_PAUSE_S)
+    away, lost = pauses(1.0, LONGEST_PAUSE_S), None
     while True:
         new: list[str] = []
         try:
@@ -268,8 +269,11 @@ def attend(seat: Seat, *, handle: Callable[[str], PrefectFuture[None]]) -> State
             pause_s, away = BUSY_S if new else min(pause_s * GROWTH, IDLE_S), pauses(1.0, LONGEST_PAUSE_S)
             if pause_s > TIDY_S or len(seat.answered) > MOST_ANSWERED:
                 seat.tidy()
+            if lost is not None:
+                seat.log.warning("the Prefect server answers again, after %.0f s", time.monotonic() - lost)
+                lost = None
         except MailboxError as error:
-            pause_s = next(away)
+            pause_s, lost = next(away), lost or time.monotonic()
             seat.log.warning("%s; looking again in %.0f s", error.reason, pause_s)
             with suppress(MailboxError):  # what was answered must not be what makes every look fail
                 seat.tidy()

@@ -40,6 +40,9 @@ class Policy(BaseModel):
         description="pinned: a plan must name the digest of the code that is installed here (site.toml's default). "
         "named: it names that one or none. any: the code is not compared.",
     )
+    data: list[str] | None = Field(
+        default=None, description="Data sets that plans may use; without it, all that [data] names."
+    )
     protocols: list[Literal["secagg", "plain"]] = Field(
         default=["secagg"], description="Protocols that may be used; plain protects nothing."
     )
@@ -61,6 +64,11 @@ class Policy(BaseModel):
     lease_s: float = Field(default=3600.0, gt=0, description="Seconds without a request after which the site leaves.")
     budgets: dict[str, BudgetTable] = Field(
         default={}, description="Privacy budget by budget group; its data sets take no plan without privacy."
+    )
+    keep_s: float = Field(
+        default=604_800.0,
+        ge=0,
+        description="Seconds that the last secrets of a training that has not finished stay: resuming may need them.",
     )
     approval: Literal["automatic", "by-hand"] = Field(
         default="automatic", description="Whether each training waits for fedseal site approve."
@@ -86,6 +94,7 @@ def check_policy(policy: Policy, plan: Plan, site: str) -> None:
     rules = plan.protection
     refuse_unless(site in plan.sites, "the plan does not name this site")
     refuse_unless(plan.task in policy.tasks, f"the task {plan.task} is not on this site's list")
+    refuse_unless(policy.data is None or plan.data in policy.data, f"the data set {plan.data} may not be used here")
     refuse_unless(rules.protocol in policy.protocols, f"this site does not allow the {rules.protocol} protocol")
     for value, least, name in (
         (len(plan.sites), policy.min_sites, "sites"),

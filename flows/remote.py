@@ -12,7 +12,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -28,7 +28,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.states import Pending, Scheduled
+from prefect.states import Crashed, Pending, Scheduled
 
 from flows.collect import Absent
 from flows.exchange import Exchange, ExchangeAway
@@ -41,6 +41,13 @@ from protocols.errors import BadMessage
 from protocols.keys import Consortium, InvalidKey, verify
 from protocols.messages import COORDINATOR, Envelope, check_answers
 
+WORKER_S, OFFLINE_S = 15.0, 30.0
+"""Seconds between two looks at the worker of a site that does not answer, and for which it must be seen to be offline:
+a server that comes back calls every worker so until it has heard of it."""
+BACK_S = 120.0
+"""Seconds in which a site whose worker is back has to join again."""
+SILENT_S = 5.0
+"""Seconds without an answer after which a site's worker is looked at, or the server is at fault that shows none."""
 LOOK_S = 2.0
 """Seconds between two looks at the states of the runs, and the longest at a worker that is not there."""
 AGAIN_S = 2.0
@@ -74,12 +81,24 @@ class Withdrawn(Unreached):
 
 @dataclass(slots=True)
 class Link:
-    """The coordinator's line to one site."""
+    """The coordinator's line to one site.
+
+    Attributes:
+        run: the participation that is asked.
+        join: the request to join, which is put to each new participation.
+        joined: whether the site has joined.
+        why: it cannot be asked.
+        silent: whether its last answer is overdue.
+        offline_since: when its worker was first seen to be offline, while it is.
+        lock: held by whoever starts a participation.
+    """
 
     run: UUID | None = None
     join: Envelope | None = None
     joined: bool = False
     why: str = "has not joined yet"
+    silent: bool = False
+    offline_since: float | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -102,9 +121,11 @@ class RemoteSites:
         consortium: the pinned keys.
         exchange: where long messages lie.
         ending: set when no site need be waited for any more; this sets it when the training's run is cancelled.
+        paused: this sets it while the training's run is paused.
 
     Attributes:
         cancelled: whether the training's run was cancelled, or ended, by somebody else.
+        returned: told of a site that has joined again, in a new participation.
     """
 
     def __init__(
@@ -115,8 +136,10 @@ class RemoteSites:
         consortium: Consortium,
         exchange: Exchange,
         ending: threading.Event,
+        paused: threading.Event | None = None,
     ) -> None:
         self.cancelled = False
+        self.returned: Callable[[str], None] = lambda site: None
         self._client = client
         self._training = training
         self._run = run
@@ -127,7 +150,8 @@ class RemoteSites:
         self._ended: dict[UUID, StateType] = {}
         self._read: set[str] = set()
         self._waiting: dict[str, Question] = {}
-        self._wake, self._ending = threading.Event(), ending
+        self._wake, self._ending, self._paused = threading.Event(), ending, paused or threading.Event()
+        self._began, self._trouble, self._lost = time.monotonic(), "", 0.0
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
@@ -179,6 +203,7 @@ class RemoteSites:
                 link.run = self._participation(site)
                 if not joining and link.join is not None:
                     self._join_again(site, link.run, link.join, deadline)
+                    self.returned(site)
             return link.run
         except (Unreached, MailboxError):
             link.run = None
@@ -210,7 +235,7 @@ class RemoteSites:
                     raise Withdrawn("has withdrawn from this training")
                 if run.state is not None and run.state.type not in ENDED:
                     return run.id
-            if ONLINE not in {worker.status for worker in self._client.read_workers_for_work_pool(pool_of(site, key))}:
+            if not self._online(site):
                 raise Unreached("its worker is not online: fedseal site serve starts it")
             number = max(runs, default=0) + 1
             made = self._client.create_flow_run_from_deployment(
@@ -267,6 +292,7 @@ class RemoteSites:
             while (left := deadline - time.monotonic()) > 0 and not self._ending.is_set():
                 with suppress(queue.Empty):
                     if answer := question.answers.get(timeout=min(left, 0.5)):
+                        self._links[site].silent, self._links[site].offline_since = False, None
                         return answer
                     again = min(again, time.monotonic() + AGAIN_S)
                 if time.monotonic() > again:  # the site's own answer may have been thrown away with a forged one
@@ -274,8 +300,9 @@ class RemoteSites:
                     again = time.monotonic() + AGAIN_S
                 if run in self._ended:
                     raise Ended(f"its participation has ended ({self._ended[run].value.lower()})")
+                self._links[site].silent |= time.monotonic() - asked > SILENT_S
             why = "before the training's end" if self._ending.is_set() else f"within {time.monotonic() - asked:.0f} s"
-            raise Unreached(f"no answer {why}")
+            raise Unreached(f"no answer {why}{self._server_trouble()}")
         except Unreached:
             with suppress(MailboxError):
                 box.delete(key)
@@ -286,27 +313,90 @@ class RemoteSites:
                 with suppress(OSError):
                     self._store.delete(COORDINATOR, parcel)
 
+    def _server_trouble(self) -> str:
+        """What keeps the coordinator from seeing any answer; empty where nothing does."""
+        hangs_s = time.monotonic() - self._began
+        if not self._trouble and hangs_s > SILENT_S:
+            return f": the Prefect server has not answered for {hangs_s:.0f} s"
+        return f": {self._trouble}" if self._trouble else ""
+
     def _look(self) -> None:
         """Look for answers, often while somebody waits, and for the states of the runs."""
         pause_s, looked, away = BUSY_S, 0.0, pauses(LOOK_S, LONGEST_PAUSE_S)
+        at_workers = time.monotonic()
         while not self._ending.is_set():
             try:
+                self._began = time.monotonic()
                 found = self._answers.take("answer-", self._read) if self._waiting else {}
+                self._began = math.inf
                 self._deliver_all(found)
+                self._began = time.monotonic()
                 if time.monotonic() - looked > LOOK_S:
                     self._look_at_runs()
                     looked = time.monotonic()
+                if time.monotonic() - at_workers > WORKER_S:
+                    self._look_at_workers()
+                    at_workers = time.monotonic()
                 pause_s = BUSY_S if found or self._wake.is_set() else min(pause_s * GROWTH, IDLE_S)
                 if pause_s > TIDY_S or len(self._read) > MOST_READ:
                     self._tidy()
                 away = pauses(LOOK_S, LONGEST_PAUSE_S)
+                self._hear("")
             except OSError as error:  # the server's, or the exchange's
                 pause_s = next(away)
+                self._hear(f"{error}")
                 log.warning("%s; looking again in %.0f s", error, pause_s)
                 with suppress(MailboxError):  # what was read must not be what makes every look fail
                     self._tidy()
             self._wake.clear()
+            self._began = math.inf
             self._wake.wait(pause_s)
+
+    def _hear(self, trouble: str) -> None:
+        """Note what the look has met, and log that what was away is back."""
+        if trouble and not self._trouble:
+            self._lost = min(self._began, time.monotonic())
+        if self._trouble and not trouble:
+            log.warning("answers come in again, after %.0f s (%s)", time.monotonic() - self._lost, self._trouble)
+        self._trouble = trouble
+
+    def _look_at_workers(self) -> None:
+        """End the participation of a silent site whose worker is gone, since a program ends with its worker; start
+        another where the worker is back. Nobody waits for either.
+        """
+        for site, link in self._links.items():
+            if link.joined and (link.run is None or link.run in self._ended) and not link.lock.locked():
+                threading.Thread(target=self._bring_back, args=(site,), daemon=True).start()
+            if not link.silent or link.run is None or link.run in self._ended:
+                continue
+            if self._online(site):
+                link.offline_since = None
+                continue
+            link.offline_since = link.offline_since or time.monotonic()
+            if time.monotonic() - link.offline_since >= OFFLINE_S:
+                log.warning("%s: its worker is offline: its participation is ended", site)
+                self._end_run(link.run, Crashed(message="Its worker is offline."))
+                self._ended[link.run] = StateType.CRASHED
+
+    def _bring_back(self, site: str) -> None:
+        """Have a site join again whose participation has ended, if its worker is online."""
+        with suppress(Unreached, MailboxError, ExchangeAway):
+            self._reach(site, False, time.monotonic() + BACK_S)
+
+    def _online(self, site: str) -> bool:
+        try:
+            workers = self._client.read_workers_for_work_pool(pool_of(site, self._consortium.coordinator))
+            return ONLINE in {worker.status for worker in workers}
+        except ObjectNotFound:
+            return False
+        except (PrefectHTTPStatusError, httpx.HTTPError) as error:
+            raise unreachable(error) from None
+
+    def _end_run(self, run: UUID, state: State[None]) -> None:
+        try:
+            self._client.set_flow_run_state(run, state, force=True)
+        except (PrefectHTTPStatusError, httpx.HTTPError) as error:
+            raise unreachable(error) from None
 
     def _deliver_all(self, found: Mapping[str, str]) -> None:
         """Deliver what a look has found; one that cannot be read now holds up no other.
@@ -370,6 +460,7 @@ class RemoteSites:
                 self._ended[run] = state
             if state in ENDED and run in states:  # killed before it could tidy
                 Mailbox(self._client, run).clear("ask-")
+        (self._paused.set if states.get(self._run) == StateType.PAUSED else self._paused.clear)()
         if states.get(self._run) in {StateType.CANCELLING, *ENDED}:
             self.cancelled = True
             self._ending.set()

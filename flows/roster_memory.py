@@ -42,7 +42,10 @@ def why_too_close(site: str, vault: Vault, chosen: Chosen, plan: Plan, consortiu
         return "the vault was restored from a copy: with whom its data were summed is unknown"
     charged, summed = contents_of(entries), vault.summed()
     contents = {group: charged.get(group, set()) | summed.get(group, set()) for group in charged.keys() | summed.keys()}
-    earlier = vault.rosters(related({chosen.group, *chosen.names}, contents))
+    earlier = [
+        (training, Roster(frozenset(map(consortium.current, known.keys)), known.threshold))
+        for training, known in vault.rosters(related({chosen.group, *chosen.names}, contents))
+    ]
     roster = roster_of(plan, consortium)
     apart = set_apart([known for _, known in earlier], roster)
     if apart is None:

@@ -3,12 +3,14 @@
 Flow runs carry names and numbers only, since Prefect stores their parameters; a task looks the rest up here.
 """
 
+import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
 from typing import cast
 
 from flows.checkpoint import Checkpoint
@@ -20,17 +22,22 @@ from flows.plan import Plan
 from flows.privacy import epsilon_so_far, shares_of
 from flows.report import Report, RoundRecord
 from flows.site import Answer
+from flows.standing import Standings
 from flows.tables import segments_of
 from ml_tasks.task import Task
 from protocols.confirmed import ConfirmedSums
 from protocols.contexts import AttemptContext, Purpose
 from protocols.errors import BadInput, BadMessage, Pending
 from protocols.keys import Consortium, Identity
-from protocols.messages import Advert, Refusal, check_answers, envelope, open_body
+from protocols.messages import Advert, Envelope, Refusal, check_answers, envelope, open_body
 from protocols.vault import Vault
 
 LONGEST_REASON = 500
 """A refusal's text is the site's: no more of it, and nothing that a terminal would obey, is shown to the operator."""
+HURRY_S = 0.1
+"""Seconds between two looks whether a site is still waited for."""
+SUM_STEPS = frozenset({"moments", "train", "evaluate", "advertise", "share", "mask", "submit"})
+"""The steps in which a site may be left out of a sum, and so is not waited for beyond its standing."""
 LOOKALIKES = str.maketrans("`|<>[]", "'/()()")
 """What Markdown and HTML make links, images, tags, code and tables of, and what is shown in its place."""
 
@@ -50,6 +57,10 @@ class Session:
         observe: told of every finished round.
         ending: set when no site need be waited for any more: the training ends, well or not.
         template: the signed template that the plan follows from, where the consortium has authors.
+        patience_s: seconds of trouble that each sum outlasts; 0: it is attempted again at once, as often as planned.
+        tell: told, in one line, what holds the training up and that it goes on.
+        paused: set while no sum may be begun.
+        standings: which sites are waited for.
         identity: the coordinator's.
     """
 
@@ -64,6 +75,10 @@ class Session:
     observe: Callable[[RoundRecord], None] = lambda record: None
     ending: threading.Event = field(default_factory=threading.Event)
     template: str = ""
+    patience_s: float = 0.0
+    tell: Callable[[str], None] = logging.getLogger("fedseal.coordinator").warning
+    paused: threading.Event = field(default_factory=threading.Event)
+    standings: Standings = field(default_factory=Standings)
     identity: Identity = field(init=False)
     _confirmed: ConfirmedSums = field(default_factory=ConfirmedSums)
     _counted: int = 0
@@ -82,7 +97,7 @@ class Session:
                 finished: a receipt with such an advert would not verify.
         """
         with self.vault.exclusive():
-            if not self.vault.witness(site, *advert.seen(context)):
+            if not self.vault.witness(self.consortium.sites[site], *advert.seen(context), name=site):
                 raise BadMessage(site, "advertise", "its vault was put back: its adverts contradict each other")
         for entry in self.checkpoint.entries(self._counted):
             self._confirmed.add(entry)
@@ -141,17 +156,27 @@ class Session:
             return found
         if (reason := self._missing.get(site)) is not None:
             return Absent(reason), 0.0
-        return self._send(site, step, context, body, deadline_s)
+        if step not in SUM_STEPS:
+            return self._send(site, step, context, body, deadline_s)
+        if reason := self.standings.rests(site):
+            return Absent(reason), 0.0
+        answer, seconds = self._send(site, step, context, body, deadline_s)
+        absent = isinstance(answer, Absent)
+        self.standings.note(site, step, seconds, absent=absent, given_up=isinstance(answer, Absent) and answer.given_up)
+        return answer, seconds
+
+    def begin_attempt(self, round_: int, *, again: bool) -> None:
+        """Decide who is asked in an attempt at a sum, and who is waited for (SPEC 6.3)."""
+        joined = [site for site in self.plan.sites if self._missing.get(site) is None]
+        self.standings.begin(round_, joined, threshold=self.plan.protection.threshold, again=again)
 
     def _send(
         self, site: str, step: str, context: str, body: object, deadline_s: float
     ) -> tuple[Answer | Absent, float]:
         began = time.monotonic()
         request = envelope(self.identity, f"ask/{step}", context, site, body)
-        try:
-            answer = self.sites.ask(site, request, deadline_s)
-        except OSError as error:
-            answer = Absent(f"cannot be reached: {error.strerror or error}")
+        ask = self._hurry if step in SUM_STEPS and self.standings.hurried(site) else self._ask
+        answer = ask(site, request, deadline_s)
         seconds = time.monotonic() - began
         if isinstance(answer, Absent):
             return answer, seconds
@@ -164,6 +189,26 @@ class Session:
         if len(answer) == 1 and answer[0].kind == "refusal":
             return self._refused(site, step, context, answer), seconds
         return answer, seconds
+
+    def _ask(self, site: str, request: Envelope, deadline_s: float) -> Answer | Absent:
+        try:
+            return self.sites.ask(site, request, deadline_s)
+        except OSError as error:
+            return Absent(f"cannot be reached: {error.strerror or error}")
+
+    def _hurry(self, site: str, request: Envelope, deadline_s: float) -> Answer | Absent:
+        """Ask a site that has held up sums before. The question goes on when it is no longer waited for: it may be
+        what brings the site back."""
+        answers, step = SimpleQueue[Answer | Absent](), request.kind.removeprefix("ask/")
+        asking = threading.Thread(target=lambda: answers.put(self._ask(site, request, deadline_s)), daemon=True)
+        began = time.monotonic()
+        asking.start()
+        while True:
+            with suppress(Empty):
+                return answers.get(timeout=HURRY_S)
+            if self.standings.over(site, step):
+                seconds = time.monotonic() - began
+                return Absent(f"no answer to {step} within {seconds:.0f} s, when the others had", given_up=True)
 
     def count_vector(self, site: str, context: str, size: int) -> None:
         """Count a vector that a site has put on the exchange."""

@@ -23,6 +23,7 @@ from protocols.messages import COORDINATOR
 from protocols.vault import Vault
 
 if TYPE_CHECKING:  # a site's worker has no need of it
+    from flows.sandbox.sandboxed import SandboxedWorkshops
     from flows.workshop import Workshops
 
 SITE_FILE, COORDINATOR_FILE = "site.toml", "coordinator.toml"
@@ -126,6 +127,7 @@ class CoordinatorTable(_Party):
     published: str = "published"
     max_trainings: int = Field(default=4, ge=1)
     resume: bool = True
+    patience_s: float = Field(default=600.0, ge=0)
 
 
 Fields = TypeVar("Fields", bound=_Party)
@@ -133,6 +135,8 @@ Fields = TypeVar("Fields", bound=_Party)
 
 class _Folder:
     """What both kinds of folder have."""
+
+    _lost = "put it back, or found the coordinator anew in another folder: its key is another one then"
 
     def __init__(self, folder: Path, table: _Party) -> None:
         self.folder = folder
@@ -183,7 +187,7 @@ class _Folder:
         """
         path = self.folder / self._party.vault
         if not (path / "vault.sqlite").exists():
-            raise SettingsError(f"{path}: there is no vault: make one with fedseal site init or coordinator init")
+            raise SettingsError(f"{path}: there is no vault: {self._lost}")
         try:
             vault = Vault(path, self._epoch)
         except (sqlite3.Error, OSError) as error:
@@ -195,9 +199,16 @@ class _Folder:
             raise SettingsError(f"{path}: the vault has no identity: make one with fedseal site init")
         return vault
 
+    @property
+    def vault_place(self) -> Path:
+        """Where the vault is."""
+        return self.folder / self._party.vault
+
 
 class SiteFolder(_Folder):
     """A site's folder."""
+
+    _lost = "where it is lost, fedseal site renew --lost makes another, with a new key"
 
     def __init__(self, folder: Path, table: SiteTable) -> None:
         super().__init__(folder, table)
@@ -230,6 +241,11 @@ class SiteFolder(_Folder):
             )
         return site
 
+    @property
+    def epoch(self) -> Path | None:
+        """Where the vault's epoch is, if it has one."""
+        return self._epoch
+
     def group_of(self, name: str) -> str:
         """The budget group of a data set, or of a line of the ledger, which if old holds the data set."""
         return self._groups.get(name, name)
@@ -238,8 +254,12 @@ class SiteFolder(_Folder):
         """The data sets of a budget group."""
         return {name for name, of in self._groups.items() if of == group}
 
-    def open_workshops(self) -> "Workshops":
-        """Where tasks run at this site, as its policy says; a locked child's PyTorch is being loaded from now on."""
+    def open_workshops(self, warm: "SandboxedWorkshops | None" = None) -> "Workshops":
+        """Where tasks run at this site, as its policy says; a locked child's PyTorch is being loaded from now on.
+
+        Args:
+            warm: taken where nothing has changed since it was opened, closed otherwise.
+        """
         policy = self.policy
         if policy.sandbox == "none":
             from flows.site import in_process
@@ -255,6 +275,10 @@ class SiteFolder(_Folder):
             memory_mib=policy.max_memory_mib,
             log=self.folder / "processes.log",
         )
+        if warm is not None:
+            if warm.fits(rules):
+                return warm
+            warm.close()
         workshops = SandboxedWorkshops(rules)
         workshops.warm()
         return workshops
@@ -285,6 +309,7 @@ class CoordinatorFolder(_Folder):
         self.tasks = tuple(table.tasks)
         self.max_trainings = table.max_trainings
         self.resume = table.resume
+        self.patience_s = table.patience_s
 
     @classmethod
     def read(cls, folder: Path) -> Self:

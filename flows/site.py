@@ -10,7 +10,6 @@ it is counted. Whatever else goes wrong leaves as a signed refusal with safe tex
 
 import hashlib
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from flows.authors import check_template, read_template
 from flows.data_sets import Chosen, DataSet, choose
 from flows.exchange import Exchange, ExchangeAway
 from flows.joining import Agreed, contexts_of, join, read_plan_of
+from flows.leftovers import VECTOR, clear_work, erase, work_folder
 from flows.messages import AskFinish, AskJoin, AskWork, Done, Joined, join_context
 from flows.model import HEADER_BYTES, GlobalModel, check_model, shelf
 from flows.plan import Plan, PlanError, plan_digest
@@ -175,7 +175,15 @@ class Site:
         """
         self.stop_work(training_name)
         self._trainings.pop(training_name, None)
-        protocol.finish(self.vault, training_name)
+        erase(self.vault, self._exchange, training_name)
+
+    def rest(self, training_name: str) -> None:
+        """Delete what going on with a training later does not need: its secrets stay, to finish a round that is held.
+
+        Raises:
+            ExchangeAway: its objects may still be on the exchange.
+        """
+        self.stop_work(training_name)
         self._clear_work(training_name)
 
     def stop_work(self, training_name: str) -> None:
@@ -406,22 +414,17 @@ class Site:
         return agreed
 
     def _work_folder(self, training_name: str, attempt_context: str) -> Path:
-        folder = self.vault.folder / "work" / training_name / attempt_context
+        folder = work_folder(self.vault, training_name) / attempt_context
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return folder
 
     def _clear_work(self, training_name: str, keep: str = "") -> None:
-        """Delete the values and the exchange's vectors of every attempt of a training but ``keep``."""
-        for folder in (self.vault.folder / "work" / training_name).glob("*"):
-            if folder.name != keep:
-                for vector in folder.glob("*.vector"):
-                    self._exchange.delete(self.identity.name, vector.stem)
-                shutil.rmtree(folder, ignore_errors=True)
+        clear_work(self.vault, self._exchange, training_name, keep)
 
     def _hand_over(self, training_name: str, attempt_context: str, vector: bytes) -> None:
         """Put a vector on the exchange, noting first that it must be deleted from there."""
         digest = hashlib.sha256(vector).hexdigest()
-        (self._work_folder(training_name, attempt_context) / f"{digest}.vector").touch()
+        (self._work_folder(training_name, attempt_context) / f"{digest}{VECTOR}").touch()
         self._exchange.put(self.identity.name, vector)
 
     def _values(self, agreed: Agreed, purpose: Purpose, folder: Path, step: str) -> Values:
@@ -483,6 +486,7 @@ class Site:
             cost=str(charge.events) if charge else "no privacy: not noised",
         )
         self._clear_work(context.training, keep=context.digest)
+        self._work_folder(context.training, context.digest)  # by whose age what is left over is known
         return answer
 
     def _as_of_now(self, agreed: Agreed) -> Chosen:
@@ -498,6 +502,9 @@ class Site:
         chosen = choose(agreed.plan, me, self._data, self._policy)
         if chosen.data_set.path != agreed.chosen.data_set.path:
             raise Refused(me, "advertise", f"the data set {agreed.plan.data} is another folder since this site joined")
+        # That its folder is taken away is the data steward's doing, and says nothing of what was in it.
+        if chosen.data_set.path is not None and not chosen.data_set.path.exists():
+            raise Refused(me, "advertise", f"the data set {agreed.plan.data} is not there: its folder was taken away")
         return chosen
 
     def _check_attempts(self, context: AttemptContext, plan: Plan) -> None:

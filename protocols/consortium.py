@@ -9,6 +9,9 @@
     [authors]                  # may be left out: then any plan may be asked for (SPEC 6.13)
     jane = "<64 hex digits>"
 
+    [former]                   # may be left out: the keys that sites had before (SPEC 7.4)
+    north = ["<64 hex digits>"]
+
 No key is ever learnt from a message, so that whoever can change this file is in the middle of everything: it is
 checked to the last digit before anything else is done with it. What cannot be seen here is whether the keys are those
 of the right organisations; for that, people compare ``fingerprint`` over another way.
@@ -66,10 +69,18 @@ def write_consortium(path: Path, consortium: Consortium) -> None:
         ConsortiumError: if nobody could read it.
     """
     tables = {"sites": dict(consortium.sites)} | ({"authors": dict(consortium.authors)} if consortium.authors else {})
-    _checked(str(path), {"coordinator": {"key": consortium.coordinator}, **tables})
+    former = {name: list(keys) for name, keys in consortium.former.items()}
+    _checked(
+        str(path), {"coordinator": {"key": consortium.coordinator}, **tables, **({"former": former} if former else {})}
+    )
     text = f'[coordinator]\nkey = "{consortium.coordinator}"\n'
     for table, keys in tables.items():
         text += f"\n[{table}]\n" + "".join(f'{name} = "{key}"\n' for name, key in sorted(keys.items()))
+    if former:
+        text += "\n[former]\n" + "".join(
+            f"{name} = [{', '.join(f'{chr(34)}{key}{chr(34)}' for key in keys)}]\n"
+            for name, keys in sorted(former.items())
+        )
     write_whole(path, text.encode())
 
 
@@ -79,7 +90,7 @@ def fingerprint(key: str) -> str:
 
 
 def _checked(file: str, raw: Mapping[str, Any]) -> Consortium:
-    _refuse_others(file, raw, "", {"coordinator", "sites", "authors"})
+    _refuse_others(file, raw, "", {"coordinator", "sites", "authors", "former"})
     coordinator, sites = _table(file, raw, "coordinator"), _table(file, raw, "sites")
     authors = _table(file, raw, "authors") if "authors" in raw else {}
     if "authors" in raw and not authors:
@@ -92,6 +103,12 @@ def _checked(file: str, raw: Mapping[str, Any]) -> Consortium:
                 reason = f"{whose} name is 1 to 32 of a-z, 0-9 and -: rename it"
                 raise ConsortiumError(file, f"{table}.{_shown(name)}", reason)
             keys[f"{table}.{name}"] = key
+    former = _table(file, raw, "former") if "former" in raw else {}
+    for name, old in former.items():
+        if name not in sites or not isinstance(old, list):
+            reason = "is no list of keys that a site of [sites] had before: correct the name, or write [...]"
+            raise ConsortiumError(file, f"former.{_shown(name)}", reason)
+        keys |= {f"former.{name}.{number}": key for number, key in enumerate(old, start=1)}
     if len(sites) < FEWEST_SITES:
         raise ConsortiumError(file, "sites", f"{len(sites)} sites, {FEWEST_SITES} are needed: add the others")
     owners: dict[str, str] = {}
@@ -100,7 +117,9 @@ def _checked(file: str, raw: Mapping[str, Any]) -> Consortium:
         if key in owners:
             raise ConsortiumError(file, field, f"is the key of {owners[key]}: each party needs a key of its own")
         owners[key] = field
-    return Consortium(coordinator["key"], dict(sites), dict(authors))
+    return Consortium(
+        coordinator["key"], dict(sites), dict(authors), {name: tuple(old) for name, old in former.items()}
+    )
 
 
 def _check_key(file: str, field: str, key: Any) -> None:

@@ -2,8 +2,8 @@
 
 A word is on one plan: approving holds for a training *and* the digest of its plan. Another plan under the same name
 waits beside it and takes nothing away from it. Leaving is a word on the whole training: ``revoked`` is the steward's,
-and approving a plan anew takes it back; ``restored`` is the vault's own, for every training that it knew when it was
-put back from a copy, and nothing takes it back: what the vault answered since the copy was made is forgotten.
+who can take it back, also by approving a plan anew; ``restored`` is the vault's own, for every training that it knew
+when it was put back from a copy, and nothing takes it back: what it answered since that copy was made is forgotten.
 
 What waits is bounded in number and bytes, since the coordinator chooses it: the plans asked for longest ago go first.
 A plan that is still wanted is asked for again, and waits again.
@@ -96,6 +96,19 @@ class Decisions:
             self._rows(
                 "INSERT OR REPLACE INTO withdrawals VALUES (?, ?, ?)", training, decision.plan, decision.decision
             )
+
+    def take_back(self, site: str, training: str) -> None:
+        """Take back that a training was left; what was approved of it before waits again.
+
+        Raises:
+            Refused: it was not left, or the vault knew it when it was put back.
+        """
+        left = self._rows("SELECT word FROM withdrawals WHERE training = ?", training)
+        if not left:
+            raise Refused(site, "revoke", f"{training}: this site has not withdrawn from it")
+        if left[0][0] == "restored":
+            raise Refused(site, "revoke", f"{training}: this vault was put back from a copy that knew this training")
+        self._rows("DELETE FROM withdrawals WHERE training = ?", training)
 
     def decision(self, training: str, plan: str | None = None) -> Decision | None:
         """The word on a training: that it was left, or on one of its plans (an approved one first); without its text.

@@ -67,11 +67,17 @@ class Consortium:
         coordinator: the coordinator's public key, 64 hex digits.
         sites: each site's public key by name.
         authors: the public keys of those who may sign plans, by name; where there are none, any plan may be asked for.
+        former: the keys that a site had before, by name: with whom data were summed is told by them, too.
     """
 
     coordinator: str
     sites: Mapping[str, str]
     authors: Mapping[str, str] = field(default_factory=dict)
+    former: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def current(self, key: str) -> str:
+        """The key that a site has now, by one that it has or had; another key is itself."""
+        return next((self.sites[name] for name, keys in self.former.items() if key in keys), key)
 
 
 def verify(public: str, message: bytes, signature: bytes) -> None:

@@ -115,7 +115,8 @@ def share(vault: Vault, consortium: Consortium, request: Envelope, entropy: Entr
                 identity, _state(Advertised, context, identity, "share"), ask, entropy, request.digest
             )
             for peer, advert in state.adverts.items():
-                if not vault.witness(peer, *advert.seen(state.advertised.context)):
+                key = state.advertised.context.sites[peer]
+                if not vault.witness(key, *advert.seen(state.advertised.context), name=peer):
                     raise Refused(
                         identity.name, "share", f"the vault of {peer} was put back: it has said another thing"
                     )

@@ -74,6 +74,17 @@ _ADDED = (
 )
 """Columns that vaults of earlier versions do not have."""
 
+_PAST = (
+    ("agreements", "training, plan"),
+    ("withdrawals", "training, plan, word"),
+    ("contexts", "attempt_context, round_context, training, purpose, round, attempt, model, confirmed"),
+    ("confirmed", "training, sums, head"),
+    ("rosters", "budget_group, training, keys, threshold"),
+    ("summed", "budget_group, content"),
+    ("secrets", "name, value"),
+)
+"""What of a vault's past goes along when its site gets a new key, beside the ledger; no state of a round."""
+
 log = logging.getLogger("fedseal.vault")
 
 
@@ -189,6 +200,17 @@ class Vault:
             raise ValueError("this vault has no identity")
         return Identity(*rows[0])
 
+    def take_over(self, old: "Vault") -> None:
+        """Enter another vault's past (``protocols.renewal``), and leave every training that it knows for good."""
+        with self.exclusive():
+            for entry in old.ledger():
+                self.enter(entry)
+            for table, columns in _PAST:
+                marks = ", ".join("?" * len(columns.split(", ")))
+                for row in old._rows(f"SELECT {columns} FROM {table}"):  # noqa: S608 - constants
+                    self._db.execute(f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})", row)  # noqa: S608
+            self._decisions.restored()
+
     def agree(self, training: str, plan: str) -> bool:
         """Agree to a plan's digest for a training; false if another was agreed to before."""
         with self.exclusive():
@@ -208,6 +230,15 @@ class Vault:
         """
         with self.exclusive():
             self._decisions.decide(self.identity.name, decision)
+
+    def take_back(self, training: str) -> None:
+        """Take back a withdrawal (``protocols.decisions``).
+
+        Raises:
+            Refused: there is none, or the vault was put back since.
+        """
+        with self.exclusive():
+            self._decisions.take_back(self.identity.name, training)
 
     def decision(self, training: str, plan: str | None = None) -> Decision | None:
         """The word on a training, if there is one, or on one of its plans; without the plan's text."""
@@ -341,17 +372,18 @@ class Vault:
         row = training, sums + 1, next_confirmed(head, round_digest, survivors)
         self._db.execute("INSERT OR REPLACE INTO confirmed VALUES (?, ?, ?)", row)
 
-    def witness(self, site: str, entries: int, head: str, past: Past | None = None) -> bool:
+    def witness(self, key: str, entries: int, head: str, past: Past | None = None, *, name: str = "") -> bool:
         """Keep what a site's advert says; false where no vault that has forgotten nothing can have said it (SPEC 12.8).
 
         Adverts may be seen in any order. It becomes durable when the exclusive hold ends.
 
         Args:
-            site: whose advert it is.
+            key: the public key of whose advert it is: a site with another one has another ledger.
             entries, head: number of lines and head of its ledger.
             past: what else it says; ``None`` where that is not known.
+            name: its site's, under which earlier versions kept what it said.
         """
-        return witness(self._db, site, Seen(entries, head, past))
+        return witness(self._db, key, Seen(entries, head, past), name)
 
     def remember(self, group: str, training: str, roster: Roster) -> None:
         """Enter with whom a budget group's data are summed in a training; durable when the exclusive hold ends."""

@@ -1,7 +1,8 @@
 """What a vault keeps of other sites' adverts, to tell one that was put back (SPEC 12.8).
 
-Adverts are compared with those beside them in their site's ledger and in their training: the others agree with these.
-What is kept of a site is bounded, and an advert that is older than all of it is turned away, since it cannot be judged.
+What is kept is kept by the site's key: a new key has a new ledger. Adverts are compared with those beside them in their
+site's ledger and in their training: the others agree with these. What is kept of a site is bounded, and an advert that
+is older than all of it is turned away, since it cannot be judged.
 """
 
 import sqlite3
@@ -28,14 +29,17 @@ _TRAINING = (
 )
 
 
-def witness(db: sqlite3.Connection, site: str, new: Seen) -> bool:
+def witness(db: sqlite3.Connection, site: str, new: Seen, name: str = "") -> bool:
     """Keep an advert; false where no vault that has forgotten nothing can have made it beside those that are kept.
 
     Args:
         db: the vault's database, in a transaction.
-        site: whose advert it is.
+        site: the public key of whose advert it is.
         new: what it says.
+        name: its site's; what an earlier version kept under it is the key's that has it at the first look.
     """
+    if name and db.execute("SELECT 1 FROM seen WHERE site = ? LIMIT 1", (name,)).fetchone():
+        db.execute("UPDATE OR REPLACE seen SET site = ? WHERE site = ?", (site, name))
     oldest = db.execute("SELECT min(entries) FROM seen WHERE site = ? HAVING count(*) >= ?", (site, MOST_SEEN))
     if any(new.entries < entries for (entries,) in oldest) or any(
         contradict(old, new) for old in _beside(db, site, new)

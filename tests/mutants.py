@@ -234,9 +234,9 @@ FINDINGS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "15",
-        "deploy/worker.py",
-        '[sys.executable, "-P", "-m", self.module',
-        '[sys.executable, "-m", self.module',
+        "deploy/warm.py",
+        "            del sys.path[0]  # where the worker was started from, or its script lies\n",
+        "            pass\n",
         ("tests/hostile/test_planted.py::test_a_worker_s_program_imports_nothing_from_where_it_was_started",),
     ),
     Mutant(

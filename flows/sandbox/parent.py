@@ -69,8 +69,9 @@ class WarmParent:
         if rules.setting == "required" and (lacks := missing(found_here)):
             raise WorkFailed(f"the policy requires the sandbox, and this host lacks {lacks}")
         self.holds = {layer.name for layer in found_here if layer.holds}
-        packages = [found for task in tasks if (found := view.find_package(task)) is not None]
-        self.view = view.view(packages, [path for path in data if path.exists()])
+        self._shown = tuple(tasks), tuple(data)
+        self.view = _view(*self._shown)
+        self._places = view.places(self.view)
         self._scratch = Path(tempfile.mkdtemp(prefix="fedseal-task-"))
         self._control, theirs = socket.socketpair()
         self._lock = threading.Lock()
@@ -95,7 +96,22 @@ class WarmParent:
     @property
     def ended(self) -> bool:
         """Whether it cannot start another child."""
-        return self._process.poll() is not None
+        try:
+            return not self._control.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    @property
+    def current(self) -> bool:
+        """Whether it shows what is there now, and no package or data set that another has taken the place of."""
+        now = _view(*self._shown)
+        return now == self.view and view.places(now) == self._places
+
+    def let_go(self) -> None:
+        """Leave it to a process that was forked from this one, with which it then ends."""
+        self._control.close()
 
     def start(self, orders: int, answers: int, output: int) -> int:
         """Start a child with these descriptors; gives the number that it is told by.
@@ -127,8 +143,9 @@ class WarmParent:
 
     def close(self) -> None:
         """Kill the warm parent and all that it has started, and wait for their end."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._control.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -144,6 +161,11 @@ class WarmParent:
                 raise WorkFailed("the parent of task processes has ended: the log of processes says why")
             text += more
         return text.decode().strip()
+
+
+def _view(tasks: Sequence[str], data: Sequence[Path]) -> view.View:
+    packages = [found for task in tasks if (found := view.find_package(task)) is not None]
+    return view.view(packages, [path for path in data if path.exists()])
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,16 @@ class SandboxedWorkshops:
             with contextlib.suppress(WorkFailed, OSError):
                 self.parent("", None)
 
+    def fits(self, rules: Rules) -> bool:
+        """Whether this is warm, and what a new one with these rules would be."""
+        parents = self._parents.values()
+        return self.rules == rules and bool(parents) and all(not one.ended and one.current for one in parents)
+
+    def let_go(self) -> None:
+        """Leave what is warm to a process that was forked from this one."""
+        while self._parents:
+            self._parents.popitem()[1].let_go()
+
     def parent(self, task: str, folder: Path | None) -> WarmParent:
         """The warm parent for a task and a data set; a new one where it has ended.
 

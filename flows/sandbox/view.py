@@ -10,6 +10,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,16 @@ def view(packages: Sequence[Package], data: Sequence[Path]) -> View:
     devices = gpus()
     extra = tuple(map(Path, GPU)) if devices else ()
     return View(python_paths() + extra, tuple(packages), tuple(path.resolve() for path in data), devices)
+
+
+def places(seen: View) -> dict[Path, tuple[int, int]]:
+    """Which folders and files these are: a mount of one shows what was there, whatever takes its name later."""
+    found = {}
+    for path in seen.readable:
+        with suppress(OSError):
+            here = path.stat()
+            found[path] = (here.st_dev, here.st_ino)
+    return found
 
 
 def find_package(task: str) -> Package | None:

@@ -72,9 +72,7 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         database = stack.enter_context(postgresql()) if options.server == "postgresql" else None
-        found = measure(
-            stack.enter_context(consortium(folder, options.sites, database=database, poll_s=None)), options.rounds
-        )
+        found = measure(stack.enter_context(consortium(folder, options.sites, database=database)), options.rounds)
     found["server"] = options.server
     found["sites"] = options.sites
     print(json.dumps(found) if options.json else json.dumps(found, indent=2))

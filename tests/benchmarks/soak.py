@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from tests.processes.harness import TINY, Consortium, children, consortium, eventually
+from tests.processes.harness import TINY, Consortium, consortium, eventually, programs
 
 WARM = 5
 """Rounds that are not judged: what is loaded once is loaded by then."""
@@ -85,10 +85,10 @@ def processes(running: Consortium) -> dict[str, int]:
     """The process of each role, while a training runs."""
     parties = {name: process.pid for name, process in running.home.processes.items()}
     found = {"server": parties.pop("server"), "coordinator's worker": parties.pop("coordinator")}
-    found["training"] = children(found["coordinator's worker"])[-1]
+    found["training"] = programs(found["coordinator's worker"])[-1]
     for site, worker in parties.items():
         found[f"worker of {site}"] = worker
-        found[f"participation of {site}"] = children(worker)[-1]
+        found[f"participation of {site}"] = programs(worker)[-1]
     return found
 
 
@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--json", action="store_true", help="one JSON object and nothing else")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, consortium(Path(folder), options.sites, poll_s=None) as running:
+    with tempfile.TemporaryDirectory() as folder, consortium(Path(folder), options.sites) as running:
         found = soak(running, options.rounds)
     print(json.dumps(found) if options.json else table(found))
 

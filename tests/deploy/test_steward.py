@@ -229,3 +229,25 @@ def test_the_author_who_has_signed_a_plan_is_named(home: Home, vault: Vault) -> 
     SiteLog(vault.folder).append("asked", training="t-1", plan=digest, author="jane")
     out = site(home, "show", "t-1")[1]
     assert "  signed by    the author jane (of your consortium file)\n" in out and "mallory" not in out
+
+
+def test_a_withdrawal_can_be_taken_back_and_what_was_approved_waits_again(home: Home, vault: Vault) -> None:
+    digest = wait(vault, plan_of())
+    vault.decide(Decision("t-1", digest, plan_of().to_json(), "approved"))
+    assert "has not withdrawn from it" in site(home, "revoke", "t-1", "--undo")[2]
+    site(home, "revoke", "t-1")
+    code, _, err = site(home, "revoke", "t-1", "--undo")
+    assert code == 0 and err.startswith("the site takes part again: t-1\n")
+    assert "warning: the Prefect server does not answer" in err and "give this command again" in err
+    found = vault.decision("t-1")
+    assert found is not None and (found.plan, found.decision) == (digest, "pending")
+    assert [line.event for line in SiteLog(vault.folder).read()][-2:] == ["withdrawn", "returned"]
+    assert "took back that it had left t-1" in site(home, "log")[1]
+
+
+def test_what_a_vault_left_since_it_was_put_back_stays_left(home: Home, vault: Vault) -> None:
+    wait(vault, plan_of())
+    with vault.exclusive():
+        vault._decisions.restored()
+    assert "was put back from a copy" in site(home, "revoke", "t-1", "--undo")[2]
+    assert vault.withdrawn("t-1")

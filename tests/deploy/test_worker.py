@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,15 +22,18 @@ from prefect.workers.base import BaseWorker
 
 from deploy.entries import Entry
 from deploy.site import refusal_of, register
+from deploy.warm import Programs
 from deploy.worker import CoordinatorWorker, OwnProgram, SiteWorker, parameters_of
 from flows.engine import PatientAsyncTransport
 from protocols.decisions import Decision
 from protocols.keys import Identity
 from protocols.vault import Vault
 from tests.flows.server import client
+from tests.processes.harness import children
 
 __all__ = ["client"]
 
+NO_PROGRAMS = Programs(socket.socket())
 GOOD = {"training": "t-1", "training_run": str(uuid4())}
 
 
@@ -81,9 +85,9 @@ def test_no_job_variable_of_the_server_is_read() -> None:
 
 
 def test_a_server_that_is_away_does_not_end_a_worker_and_one_that_refuses_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worker = SiteWorker(tmp_path, "site-north", "north", lambda run: None, limit=4)
+    worker = SiteWorker(NO_PROGRAMS, "site-north", "north", lambda run: None, limit=4)
     request = httpx.Request("GET", "http://x")
     found: list[list | Exception] = [
         httpx.ConnectError("no"),
@@ -107,10 +111,17 @@ def test_a_server_that_is_away_does_not_end_a_worker_and_one_that_refuses_does(
     assert capsys.readouterr().err.count("the Prefect server is away") == 2, "once for each time that it was away"
 
 
-def test_a_worker_that_is_stopped_while_it_starts_says_nothing_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("killed", "code", "line"),
+    [("the worker", 0, ""), ("its warm parent", 1, "fedseal: the process that starts its programs was killed")],
+)
+def test_a_worker_that_ends_while_it_starts_says_so_in_one_line_if_it_was_not_asked_to(
+    killed: str, code: int, line: str, tmp_path: Path
+) -> None:
     """Its first words to the server are not answered: a server that accepts, and says nothing."""
-    serve = "from deploy.worker import SiteWorker, serve; import pathlib, sys; "
-    serve += "serve(SiteWorker(pathlib.Path(sys.argv[1]), 'site-north', 'north', lambda run: None, limit=1))"
+    serve = "from deploy.warm import Programs; from deploy.worker import SiteWorker, serve; import pathlib, sys; "
+    serve += "programs = Programs.load('deploy.coordinate', pathlib.Path(sys.argv[1])); "
+    serve += "serve(SiteWorker(programs, 'site-north', 'north', lambda run: None, limit=1))"
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
         environment = {**os.environ, "PREFECT_API_URL": url, "PREFECT_LOGGING_LEVEL": "ERROR"}
@@ -119,13 +130,17 @@ def test_a_worker_that_is_stopped_while_it_starts_says_nothing_of_it(tmp_path: P
             silent.settimeout(60)
             with silent.accept()[0]:
                 time.sleep(0.5)
-                worker.terminate()
+                if killed == "the worker":
+                    worker.terminate()
+                else:
+                    os.kill(children(worker.pid)[0], signal.SIGKILL)
                 _, said = worker.communicate(timeout=30)
-    assert (worker.returncode, said) == (0, "")
+    assert worker.returncode == code
+    assert said.startswith(line) and said.count("\n") == (1 if line else 0)
 
 
 def test_of_a_flood_of_runs_no_more_are_started_than_the_limit_says(
-    client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = list[UUID]()
 
@@ -143,7 +158,7 @@ def test_of_a_flood_of_runs_no_more_are_started_than_the_limit_says(
 
     async def serve() -> None:
         with anyio.fail_after(60):
-            async with CoordinatorWorker(tmp_path, "flood", "coordinator", lambda run: None, limit=2) as worker:
+            async with CoordinatorWorker(NO_PROGRAMS, "flood", "coordinator", lambda run: None, limit=2) as worker:
                 assert isinstance(worker.client._client._transport, PatientAsyncTransport)
                 for _ in range(3):
                     await worker.get_and_submit_flow_runs()
@@ -153,27 +168,3 @@ def test_of_a_flood_of_runs_no_more_are_started_than_the_limit_says(
     with temporary_settings({PREFECT_API_URL: str(client.api_url)}):
         asyncio.run(serve())
     assert len(started) == 2 and runs > set(started)
-
-
-def test_a_program_does_not_outlive_its_worker() -> None:
-    watched = "from deploy.worker import end_with_worker; end_with_worker(); print('watches', flush=True)"
-    program = f"{watched}; import time; time.sleep(60)"
-    worker = (
-        f"import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', {program!r}]).pid, flush=True)"
-    )
-    started = subprocess.Popen(
-        [sys.executable, "-c", f"{worker}; time.sleep(60)"], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
-    assert started.stdout is not None
-    child = int(started.stdout.readline())
-    assert started.stdout.readline() == "watches\n"
-    assert Path(f"/proc/{child}").exists()
-    started.kill()
-    started.wait()
-    started.stdout.close()
-    for _ in range(50):
-        if not Path(f"/proc/{child}").exists():
-            return
-        time.sleep(0.2)
-    os.kill(child, 9)
-    pytest.fail("the program goes on without its worker")

@@ -17,6 +17,7 @@ PLAIN = {"protocol": "plain", "allow_insecure": True}
     [
         ({}, {"sites": ["bob", "cat", "dan"]}, "does not name this site"),
         ({"tasks": []}, {}, f"the task {TASK} is not on this site's list"),
+        ({"data": []}, {}, "the data set tiny may not be used here"),
         ({}, {"protection": PLAIN}, "does not allow the plain protocol"),
         ({"min_sites": 5}, {}, r"the plan's sites \(4\) must be at least 5 here"),
         ({"min_threshold": 4}, {}, r"the plan's threshold \(3\) must be at least 4 here"),
@@ -31,7 +32,14 @@ def test_every_rule_refuses_by_its_name(policy: dict, plan: dict, reason: str) -
 
 
 def test_what_the_rules_allow_passes_at_their_very_edge() -> None:
-    rules = {"min_sites": 4, "min_threshold": 3, "colluding": 1, "max_rounds": 2, "max_train_s": 120.0}
+    rules = {
+        "data": ["tiny"],
+        "min_sites": 4,
+        "min_threshold": 3,
+        "colluding": 1,
+        "max_rounds": 2,
+        "max_train_s": 120.0,
+    }
     check_policy(Policy(tasks=[TASK], **rules), plan_for(), "ann")
     check_policy(Policy(tasks=[TASK], protocols=["plain"]), plan_for(protection=PLAIN), "ann")
 

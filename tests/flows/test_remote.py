@@ -1,5 +1,6 @@
 """How the coordinator hears a site: whoever can write to the Prefect API may delay an answer, never give one."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,11 +9,13 @@ from uuid import UUID
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.states import Cancelling, Crashed
+from prefect.client.schemas.objects import StateType
+from prefect.states import Cancelling, Crashed, Paused, Running
 
+from flows import remote
 from flows.collect import Absent
 from flows.exchange import Exchange
-from flows.mailbox import Mailbox, answer_key, pack, request_key
+from flows.mailbox import Mailbox, MailboxError, answer_key, pack, request_key
 from flows.messages import AskFinish, AskJoin, Done
 from flows.remote import RemoteSites
 from protocols.messages import COORDINATOR, Envelope, envelope
@@ -190,3 +193,86 @@ def test_a_training_whose_run_is_cancelled_or_ended_asks_nobody_anything_more(li
     assert isinstance(answer, Absent)
     assert line.sites.cancelled and line.ending.is_set()
     assert time.monotonic() - began < 30
+
+
+def test_a_participation_whose_worker_is_offline_is_ended_and_its_site_not_waited_for(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("WORKER_S", 0.2), ("OFFLINE_S", 1.0), ("SILENT_S", 0.2)):
+        monkeypatch.setattr(remote, name, seconds)
+    monkeypatch.setattr(line.sites, "_online", lambda site: False)
+    began = time.monotonic()
+    assert isinstance(line.ask(lambda: line.asked(), 60), Absent)
+    assert time.monotonic() - began < 30
+    ended = line.client.read_flow_run(line.run).state
+    assert ended is not None and (ended.type, ended.message) == (StateType.CRASHED, "Its worker is offline.")
+
+
+def test_a_participation_that_is_silent_for_a_while_is_not_ended_while_its_worker_is_online(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in (("WORKER_S", 0.1), ("OFFLINE_S", 1.5), ("SILENT_S", 0.1)):
+        monkeypatch.setattr(remote, name, seconds)
+    looks = iter([False, False, True])
+    monkeypatch.setattr(line.sites, "_online", lambda site: next(looks, True))
+    line.ask(lambda: line.asked(), 5)
+    state = line.client.read_flow_run(line.run).state
+    assert state is not None and state.type == StateType.RUNNING
+
+
+def test_while_the_server_hangs_it_is_named_and_not_the_site(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "SILENT_S", 0.5)
+    hung, released = threading.Event(), threading.Event()
+    take = Mailbox.take
+
+    def held(self: Mailbox, *given: object) -> dict[str, str]:
+        hung.set()
+        released.wait(30)
+        return take(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Mailbox, "take", held)
+    answer = line.ask(lambda: None, 3)
+    released.set()
+    assert isinstance(answer, Absent)
+    assert re.fullmatch(r"no answer within 3 s: the Prefect server has not answered for \d s", answer.reason)
+
+
+def test_a_server_that_is_away_is_named_and_said_to_be_back(
+    line: Line, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(self: Mailbox, *given: object) -> dict[str, str]:
+        raise MailboxError("the Prefect server cannot be reached (ConnectError)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Mailbox, "take", away)
+        answer = line.ask(lambda: None, 3)
+    assert answer == Absent("no answer within 3 s: the Prefect server cannot be reached (ConnectError)")
+    assert line.ask(lambda: line.answers.put(answer_key("ann", line.asked()), text(ANSWER))) == (ANSWER,)
+    back = r"answers come in again, after \d+ s \(the Prefect server cannot be reached \(ConnectError\)\)"
+    assert any(re.fullmatch(back, record.getMessage()) for record in caplog.records)
+
+
+def test_a_paused_run_holds_the_training_and_a_resumed_one_lets_it_go_on(line: Line) -> None:
+    paused = line.sites._paused
+    line.state(line.training_run, Paused(timeout_seconds=600))
+    assert paused.wait(20)
+    line.state(line.training_run, Running())
+    for _ in range(200):
+        if not paused.is_set():
+            break
+        time.sleep(0.1)
+    assert not paused.is_set() and not line.sites.cancelled
+
+
+def test_a_site_whose_participation_has_ended_is_brought_back_between_questions(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "WORKER_S", 0.2)
+    back, another, joined = threading.Event(), new_run(line.client), list[UUID]()
+    monkeypatch.setattr(line.sites, "_participation", lambda site: another)
+    monkeypatch.setattr(line.sites, "_join_again", lambda site, run, join, deadline: joined.append(run))
+    line.sites.returned = lambda site: back.set() if site == "ann" else None
+    line.sites._links["ann"].join = REQUEST
+    line.state(line.run, Crashed())
+    assert back.wait(30)
+    assert joined == [another] and line.sites._links["ann"].run == another

@@ -99,7 +99,7 @@ def test_a_confirmed_round_that_cannot_be_finished_fails_without_another_attempt
     faults = {(site, "reveal"): always("lost") for site in ("ann", "bob")}
     plan = plan_for("Bare", deadlines={"step_s": 120, "train_s": 120, "finish_s": 1})
     with trial(tmp_path, plan, faults) as run:
-        with pytest.raises(Unfinished, match="ann: not reached; bob: not reached"):
+        with pytest.raises(Unfinished, match="ann, bob: not reached"):
             run.train()
         assert run.sites.asked["cat", "advertise"] == 1
 

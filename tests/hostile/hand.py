@@ -45,7 +45,7 @@ from protocols.messages import (
     parse,
 )
 from protocols.secagg_coordinator import Dealings, Roster
-from tests.processes.harness import Consortium, children, eventually
+from tests.processes.harness import Consortium, eventually, programs
 
 SITES = ("north", "east", "south", "west")
 PARAMETERS = 3
@@ -186,9 +186,9 @@ class Hand:
 
     def process(self, site: str) -> int:
         """The process of a site's participation; 0 where it has none."""
-        run = str(self.boxes[site].run).encode()
-        found = children(self.home.home.processes[site].pid)
-        return next((one for one in found if run in Path(f"/proc/{one}/cmdline").read_bytes()), 0)
+        found = programs(self.home.home.processes[site].pid)
+        known = self.home.client.read_flow_run(self.boxes[site].run).infrastructure_pid
+        return next((one for one in found if str(one) == known), 0)
 
     def ask_all(
         self, step: str, context: str, body: Callable[[str], object], sites: Iterable[str]

@@ -1,14 +1,15 @@
 """Whoever can write where a worker was started, or where a party's program runs, has no code of theirs imported."""
 
-import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
-from uuid import uuid4
 
 import pytest
 
 from deploy.up import start_party
-from deploy.worker import CoordinatorWorker, SiteWorker
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -24,19 +25,24 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("worker", [SiteWorker, CoordinatorWorker])
-def test_a_worker_s_program_imports_nothing_from_where_it_was_started(
-    planted: Path, worker: type[SiteWorker], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "module", "calendar")  # which says how it is used, and ends
-    (planted / "processes.log").touch(mode=0o644)
-    relative = Path("..") / planted.name
-    made = worker(relative, "pool", "name", lambda run: None, limit=1)
-    ended = asyncio.run(made.run(SimpleNamespace(id=uuid4()), SimpleNamespace()))
-    assert ended.status_code == 2
-    log = planted / "processes.log"
-    assert "usage" in log.read_text() and log.stat().st_mode & 0o777 == 0o600
-    assert not (planted.parent / "mark").exists()
+def test_a_worker_s_program_imports_nothing_from_where_it_was_started(tmp_path: Path) -> None:
+    """Nor from where it runs; its worker, started as ``python -m``, would."""
+    folder, started = tmp_path / "party", tmp_path / "started-here"
+    for place in (folder, started):
+        place.mkdir()
+        (place / "planted.py").touch()
+    (folder / "processes.log").touch(mode=0o644)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.deploy.warm_program", Path("..") / folder.name],
+        cwd=started,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    log = folder / "processes.log"
+    assert "is last finds None" in log.read_text() and log.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_party_of_fedseal_up_imports_nothing_from_where_it_was_started(planted: Path) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
 
-import pytest
 from httpx import HTTPStatusError, TransportError
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterName, TaskRunFilter
@@ -183,13 +182,13 @@ class Consortium:
         end([self.home.processes.pop(name)])
 
     def child(self, party: str) -> int:
-        """The process that a party's worker has started last."""
-        return eventually(lambda: children(self.home.processes[party].pid), 60)[-1]
+        """The process of the program that a party's worker has had started last."""
+        return eventually(lambda: programs(self.home.processes[party].pid), 60)[-1]
 
     def kill(self, party: str) -> None:
         """kill -9 a worker and what it runs."""
         worker = self.home.processes.pop(party)
-        for child in children(worker.pid):
+        for child in [*programs(worker.pid), *children(worker.pid)]:
             os.kill(child, 9)
         worker.kill()
         worker.wait()
@@ -210,7 +209,6 @@ def consortium(
     tables: Mapping[str, str] | None = None,
     tasks: Sequence[str] = TASKS,
     small_disk: str | None = None,
-    poll_s: int | None = 4,
     prepare: Callable[[Home], None] = lambda home: None,
 ) -> Iterator[Consortium]:
     """Run a consortium.
@@ -223,8 +221,6 @@ def consortium(
         tables: lines of policy by site.
         tasks: what may run.
         small_disk: the site whose vault is a small disk of its own, where this machine lets us mount one.
-        poll_s: seconds between a worker's looks for runs; ``None`` for what it is outside of tests. Where five looked
-            every two seconds, a server on SQLite was seen to be locked out of its own database.
         prepare: called with the folders before anybody starts.
     """
     port, names = free_port(), site_names(sites) if isinstance(sites, int) else tuple(sites)
@@ -237,20 +233,11 @@ def consortium(
     prepare(home)
     if database is None:
         migrated_database(folder / "server")
-    with mounted(home.site(small_disk) / "vault") if small_disk else nullcontext(), polling(poll_s):
+    with mounted(home.site(small_disk) / "vault") if small_disk else nullcontext():
         server = start_server(folder / "server", port, database)
         with running(home, server, None if start is None else tuple(start)), temporary_settings({PREFECT_API_URL: url}):
             with patient(get_client(sync_client=True)) as client:
                 yield Consortium(home, client)
-
-
-@contextmanager
-def polling(seconds: int | None) -> Iterator[None]:
-    """Have the workers that are started from here on look for runs as often as this."""
-    with pytest.MonkeyPatch.context() as patch:
-        if seconds is not None:
-            patch.setenv("PREFECT_WORKER_QUERY_SECONDS", str(seconds))
-        yield
 
 
 @contextmanager
@@ -313,6 +300,11 @@ def assert_no_traceback(home: Consortium) -> None:
 def children(pid: int) -> list[int]:
     """The processes that a process has started."""
     return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def programs(worker: int) -> list[int]:
+    """The processes of the programs of a worker's warm parent."""
+    return [program for parent in children(worker) for program in children(parent)]
 
 
 def eventually(

@@ -52,7 +52,7 @@ def nginx(program: Path, folder: Path, server: str, port: int) -> Iterator[Path]
 def test_an_idle_site_makes_at_most_one_request_a_second(tmp_path: Path, debian_package: Callable[..., Path]) -> None:
     """Its worker, its heartbeat and its participation, which waits for another site's long loading."""
     program = debian_package("nginx")
-    with consortium(tmp_path / "home", 3, start=(), poll_s=None) as running:
+    with consortium(tmp_path / "home", 3, start=()) as running:
         port = free_port()
         path = running.home.site("north") / SITE_FILE
         path.write_text(path.read_text().replace(running.home.url, f"http://127.0.0.1:{port}/api"))
