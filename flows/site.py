@@ -180,10 +180,11 @@ class Site:
     def rest(self, training_name: str) -> None:
         """Delete what going on with a training later does not need: its secrets stay, to finish a round that is held.
 
+        Its work has been stopped.
+
         Raises:
             ExchangeAway: its objects may still be on the exchange.
         """
-        self.stop_work(training_name)
         self._clear_work(training_name)
 
     def stop_work(self, training_name: str) -> None:

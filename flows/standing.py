@@ -165,10 +165,14 @@ class Standings:
                 given_up = site in attempt.absent and attempt.absent[site].given_up
                 if attempt.cost_s(site) <= CHEAP_S and not given_up:
                     continue
-                count = self._strikes[site].count + 1 if site in self._strikes else 1
+                before = self._strikes.get(site)
+                count = before.count + 1 if before else 1
                 interval = min(2 ** (count - 1), LONGEST_INTERVAL)
-                strike = Strike(count=count, again=attempt.round + interval, at=self._clock(), reason=reason)
+                why = before.reason if before and given_up else reason  # that it was given up says little
+                strike = Strike(count=count, again=attempt.round + interval, at=self._clock(), reason=why)
                 self._strikes[site] = strike
+                if why != reason:
+                    told[site] = f"{reason} (before: {why})"
                 if interval > 1:
-                    told[site] = f"{reason}; it is asked again in round {strike.again}"
+                    told[site] += f"; it is asked again in round {strike.again}"
             return told

@@ -8,6 +8,7 @@ import pytest
 
 from deploy.up import Home, found_home
 from flows.settings import SettingsError, SiteFolder
+from flows.site import Site
 from flows.site_log import SiteLog
 from protocols.consortium import ConsortiumError, read_consortium, write_consortium
 from protocols.errors import Refused
@@ -18,6 +19,7 @@ from protocols.rosters import Roster
 from protocols.vault import Decision, Vault
 from tests.deploy.command import fedseal
 from tests.flows.consortium import Trial, plan_for, trial
+from tests.flows.test_leftovers import masked
 from tests.flows.test_site import join, refusal
 
 SITES = ("north", "east", "south")
@@ -129,6 +131,29 @@ def test_peers_know_a_ledger_by_its_key_and_still_find_one_that_was_put_back(tmp
         assert vault.witness("new key", 1, "2" * 64, past, name="north"), "its ledger begins anew"
         assert not vault.witness("old key", 11, "3" * 64, past, name="north")
         assert not vault.witness("new key", 1, "4" * 64, past, name="north")
+
+
+def test_a_site_with_a_new_key_takes_part_in_the_next_training_at_once(tmp_path: Path) -> None:
+    """Its ledger has one line, and the one that its peers have seen under its name has three."""
+    with trial(tmp_path, plan_for("Bare")) as run:
+        for attempt in (1, 2, 3):
+            masked(run, attempt)
+        vault = Vault(tmp_path / "renewed")
+        vault.keep_identity(Identity.generate("dan"))
+        sites = run.local.sites.sites
+        old = run.live.consortium.sites["dan"]
+        consortium = replace(
+            run.live.consortium,
+            sites={**run.live.consortium.sites, "dan": vault.identity.public},
+            former={"dan": (old,)},
+        )
+        run.live.consortium, run.live.training = consortium, "second"
+        dan = sites["dan"]
+        sites["dan"] = Site(vault, consortium, run.local.exchange, dan._data, dan._policy)  # type: ignore[index]
+        for site in sites.values():
+            site._consortium = consortium
+        masked(run)
+        vault.close()
 
 
 def test_what_an_earlier_version_kept_by_name_is_the_key_s_that_has_the_name_first(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ def run(tmp_path: Path) -> Iterator[Trial]:
         yield made
 
 
-def masked(run: Trial) -> AttemptContext:
+def masked(run: Trial, attempt: int = 1) -> AttemptContext:
     """Have every site join, work and mask in the first round."""
-    context, sites = run.live.context("training", 1, 1), run.plan.sites
+    context, sites = run.live.context("training", 1, attempt), run.plan.sites
     for site in sites:
         join(run, site)
     roster = open_roster(

@@ -70,6 +70,16 @@ def test_the_reason_says_when_it_is_asked_again(clock: Clock) -> None:
     ]
 
 
+def test_one_that_is_given_up_keeps_the_reason_that_it_had(clock: Clock) -> None:
+    standings = Standings(clock)
+    standings.begin(1, SITES, threshold=3, again=False)
+    standings.note("dan", "train", 30.0, absent=True)
+    standings.settle(SITES[:3], {"dan": "refused train: the exchange cannot be used"})
+    told = play(standings, clock, 2, 10**6)
+    assert told == ("no answer (before: refused train: the exchange cannot be used); it is asked again in round 4")
+    assert play(standings, clock, 3, 10**6) == "is asked again in round 4 (refused train: the exchange cannot be used)"
+
+
 def test_success_wipes_the_slate(clock: Clock) -> None:
     standings = Standings(clock)
     for round_, takes_s in ((1, 99.0), (2, 99.0), (3, 99.0), (4, ROUND_S), (5, 30.0)):

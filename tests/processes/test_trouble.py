@@ -36,21 +36,25 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
 
 
 def seconds(home: Consortium, run: UUID) -> list[float]:
-    """What each round of training has taken."""
+    """What each finished round of training has taken."""
+    if not list((home.home.coordinator / "runs").glob(f"*-{run.hex[:12]}/checkpoint/progress.json")):
+        return []
     return [one["total_s"] for one in home.progress(run)["records"] if one["purpose"] == "training"]
 
 
-def test_a_dead_exchange_and_then_a_dead_site_cost_a_wait_each_and_who_is_back_is_asked_again(home: Consortium) -> None:
-    run = home.submit(home.plan(name="dead", rounds=8, min_sites=3, deadlines=DEADLINES))
+def test_a_dead_exchange_costs_one_wait(home: Consortium) -> None:
+    run = home.submit(home.plan(name="dead", rounds=6, min_sites=3, deadlines=DEADLINES))
     report = home.finished(run, 400)
     took = [one["seconds"]["total"] for one in report["rounds"]]
     print("a dead exchange:", [round(one, 1) for one in took])
     assert all("west" not in one["survivors"] for one in report["rounds"])
-    assert "the exchange cannot be used (Not a directory)" in str(report["rounds"][0]["reasons"])
+    assert "the exchange cannot be used (Not a directory)" in report["statistics"]["reasons"]["west"]
     assert "asked again in round" in str([one["reasons"] for one in report["rounds"]])
     resting = [one["seconds"]["total"] for one in report["rounds"][2:] if "is asked again" in one["reasons"]["west"]]
-    assert mean(took[2:]) <= 1.3 * mean(resting)
+    assert mean(took[2:]) <= 1.3 * PATIENCE * mean(resting)
 
+
+def test_a_dead_site_costs_one_wait_and_is_asked_again_when_it_is_back(home: Consortium) -> None:
     mend(home.home.site("west") / SITE_FILE)
     run = home.submit(home.plan(name="killed", rounds=300, min_sites=3, deadlines=DEADLINES))
     eventually(lambda: len(seconds(home, run)) >= 2, 180)
