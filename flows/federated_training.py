@@ -20,12 +20,12 @@ from flows.mailbox import is_away
 from flows.messages import AskFinish, AskJoin, Joined, join_context
 from flows.pauses import FIRST_S, pauses
 from flows.plan import Plan
-from flows.report import Report, RoundRecord
+from flows.report import Report, RoundRecord, shares_text
 from flows.secure_round import PROTOCOLS, Outcome
 from flows.session import session
 from flows.steps import Asked, gather, named, only_message, step
 from protocols.contexts import Purpose
-from protocols.errors import BelowThreshold, Refused, TooManyFailed
+from protocols.errors import BelowThreshold, Refused, TooManyFailed, TooMuchClamped
 from protocols.messages import COORDINATOR, Envelope, open_body
 
 AWAY_S = 30.0
@@ -47,6 +47,7 @@ def run_training(training: str, plan: Plan) -> Report:
         BadInput: a site cannot use the plan or the task.
         Refused: fewer than ``min_sites`` have joined.
         TooManyFailed: more sites' local work failed than the plan allows.
+        TooMuchClamped: a sum has clamped more of a tensor than the plan allows.
         BelowThreshold: too few sites, in ``max_attempts`` attempts.
         Unfinished: a confirmed round could not be finished.
     """
@@ -96,7 +97,8 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
         BelowThreshold: after ``max_attempts``, with the last attempt's reasons.
     """
     live = session(training)
-    if live.checkpoint.record(purpose, number) is not None:
+    if (finished := live.checkpoint.record(purpose, number)) is not None:
+        check_clamped(plan, finished)
         return
     failed, away = 0, pauses(FIRST_S, AWAY_S)
     while True:
@@ -130,12 +132,17 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int) -> None:
         outcome.failed,
         outcome.concluded.intervals,
         outcome.concluded.unclear,
+        outcome.concluded.bounds,
+        outcome.concluded.clamped,
+        outcome.concluded.outside,
+        outcome.concluded.grid_noise,
     )
     live.checkpoint.commit(plan, record, outcome.concluded.model, outcome.evidence)
     if (incoming := outcome.evidence.context.model) != live.checkpoint.progress.model:
         live.discard(incoming)
     live.observe(record)
     check_failed(plan, record)
+    check_clamped(plan, record)
 
 
 def check_failed(plan: Plan, record: RoundRecord) -> None:
@@ -150,6 +157,23 @@ def check_failed(plan: Plan, record: RoundRecord) -> None:
             record.purpose,
             f"the local work of {record.failed} of {len(record.survivors)} sites failed, the plan allows "
             f"{plan.max_failed} (max_failed): ask every site's data steward to look at fedseal site status",
+        )
+
+
+def check_clamped(plan: Plan, record: RoundRecord) -> None:
+    """Stop a training whose plan does not allow for so much that was clamped: the mean of bounds is no model.
+
+    Raises:
+        TooMuchClamped: naming the tensors, and what to set.
+    """
+    beyond = {name: share for name, share in record.clamped_shares.items() if share > plan.max_clamped}
+    if beyond:
+        raise TooMuchClamped(
+            "coordinator",
+            f"{record.purpose} {record.round}.{record.attempt}",
+            f"clamped to their range: {shares_text(beyond)}; the plan allows {plan.max_clamped:.0%} (max_clamped): "
+            f"lower local.learning_rate ({plan.local.learning_rate:g}), standardise the inputs, or raise "
+            f"protection.update.max_abs ({plan.protection.update.max_abs:g})",
         )
 
 
