@@ -93,8 +93,8 @@ class Screen:
         for name, record in records.items():
             table.add_row(name, *(metric_text(record, key, 3) for key in known), metric_text(record, "examples", 0))
         self._out.print(table)
-        for line in metric_notes(report.final):
-            self._out.print(line, soft_wrap=True)
+        for line in (*(f"Note: {note}." for note in notes(report.final)), *metric_notes(report.final)):
+            self._out.print(line, soft_wrap=True, markup=False)
         for line in protection_lines(self._plan, report):
             self._out.print(line, soft_wrap=True)
         self._out.print(f"Model, report, receipt and plot are in {self._folder}", soft_wrap=True)
@@ -104,11 +104,10 @@ class Screen:
 
 
 def metric_notes(record: RoundRecord) -> list[str]:
-    """Say what is odd, what the intervals of metrics mean, and which metrics have no number and why."""
+    """Say what the intervals of metrics mean, and which metrics have no number and why."""
     if not record.intervals:
         wide = any(high - low > 2 * OPEN for low, high in record.bounds.values())
-        bins = ["In brackets: what the metric is within, whatever the bins of its histogram hide."] if wide else []
-        return [*(f"Note: {note}." for note in notes(record)), *bins]
+        return ["In brackets: what the metric is within, whatever the bins of its histogram hide."] if wide else []
     lines = [
         "In brackets: 90 % intervals, of the noise alone. Each metric is of these examples; how others would fare is "
         "another question."
