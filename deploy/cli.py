@@ -107,12 +107,14 @@ def price_plan(
     from deploy.price import price, show_price
     from flows.code_digest import with_code
     from flows.plan import read_plan
+    from ml_tasks.training import describe
 
     try:
-        checked, task, vector = runs.check_plan(lambda: with_code(read_plan(plan, tuple(overrides or ()))))
+        checked, task, _ = runs.check_plan(lambda: with_code(read_plan(plan, tuple(overrides or ()))))
     except runs.Failure as failure:
         raise site.fail(failure, failure.exit_code) from None
-    show_price(checked, task, price(checked, task, vector.size))
+    sizes = describe(task).sizes
+    show_price(checked, task, sizes, price(checked, sizes))
 
 
 @app.command()

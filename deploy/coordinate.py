@@ -32,9 +32,10 @@ from flows.engine import patient, patient_engine
 from flows.federated_training import run_training
 from flows.logs import keep_log
 from flows.plan import Plan, PlanError
+from flows.privacy import cautions
 from flows.published import PLAN_NAME, plan_of
 from flows.remote import RemoteSites
-from flows.report import Report, RoundRecord, metric_text
+from flows.report import Report, RoundRecord, metric_text, notes
 from flows.session import Session, opened, shown
 from flows.settings import TRAINING, CoordinatorFolder, SettingsError
 from flows.tables import first_model
@@ -53,6 +54,8 @@ def scheduled_training(plan: Plan) -> State[Any]:
     The rounds appear below as runs of their own; the graph of each is the protocol.
     """
     ((live, sites, folder),) = _live
+    for caution in cautions(plan, live.checkpoint.model.vector.size):
+        get_run_logger().warning("%s", caution)
     try:
         with opened(live), closing(sites):  # no message is left when the run is said to have ended
             report = run_training(live.training, plan)
@@ -71,16 +74,28 @@ def scheduled_training(plan: Plan) -> State[Any]:
 
 def results(report: Report) -> str:
     """The rounds and the final metrics as a table: sums over the sites, public to the coordinator and its server."""
+    records = report.records
+    known = [name for name in SHOWN if any(name in record.metrics for record in records)]
     rows = [
         f"| {record.purpose} {record.round}.{record.attempt} | {', '.join(record.survivors)} | "
         f"{'; '.join(f'{site}: {in_markdown(why)}' for site, why in sorted(record.dropped.items())) or '-'} | "
-        + " | ".join(metric_text(record, name, 4) for name in SHOWN)
-        + (" | -" if record.epsilon is None else f" | {record.epsilon:.4g}")
+        + " | ".join([*(metric_text(record, name, 4) for name in known), epsilon_text(record)])
         + " |"
-        for record in report.records
+        for record in records
     ]
-    head = ["| sum | sites | without | " + " | ".join([*SHOWN, "epsilon"]) + " |", "|---" * (4 + len(SHOWN)) + "|"]
-    return "\n".join([f"Plan `{report.plan_digest}`", "", *head, *rows, "", *metric_notes(report.final)])
+    head = ["| sum | sites | without | " + " | ".join([*known, "epsilon"]) + " |", "|---" * (4 + len(known)) + "|"]
+    odd = [line for record in records for line in odd_lines(record)]
+    return "\n".join([f"Plan `{report.plan_digest}`", "", *head, *rows, "", *odd, *metric_notes(report.final)])
+
+
+def epsilon_text(record: RoundRecord) -> str:
+    """Epsilon so far; a dash without privacy."""
+    return "-" if record.epsilon is None else f"{record.epsilon:.4g}"
+
+
+def odd_lines(record: RoundRecord) -> list[str]:
+    """What is odd about a sum's numbers, as a list in Markdown."""
+    return [f"- {record.purpose} {record.round}.{record.attempt}: {in_markdown(note)}" for note in notes(record)]
 
 
 def in_markdown(text: str) -> str:
@@ -92,8 +107,9 @@ def tell(plan: Plan, record: RoundRecord) -> None:
     """Log a finished sum, and keep the epsilon so far as an artifact, for those who watch the run in the UI."""
     figures = ", ".join(f"{name} {metric_text(record, name, 4)}" for name in SHOWN if name in record.metrics)
     without = "".join(f"; without {site}: {why}" for site, why in sorted(record.dropped.items()))
+    odd = "".join(f"; {note}" for note in notes(record))
     get_run_logger().info(
-        "%s %d.%d over %d sites in %.1f s: %s%s",
+        "%s %d.%d over %d sites in %.1f s: %s%s%s",
         record.purpose,
         record.round,
         record.attempt,
@@ -101,7 +117,10 @@ def tell(plan: Plan, record: RoundRecord) -> None:
         record.total_s,
         figures or "done",
         without,
+        odd,
     )
+    if odd:
+        create_markdown_artifact("\n".join(odd_lines(record)), key="notes", description="What is odd about the numbers")
     if record.epsilon is not None:
         create_markdown_artifact(spent(plan, record), key="privacy", description="Epsilon so far")
 

@@ -13,10 +13,11 @@ from rich.table import Table
 
 from flows.messages import Done
 from flows.plan import Plan
-from flows.privacy import affordable_rounds, metrics_noise, planned_epsilon, shares_of
+from flows.privacy import affordable_rounds, cautions, metrics_noise, planned_epsilon, shares_of
 from flows.report import UNCLEAR
 from flows.steps import work_of
 from flows.tables import tables_of
+from ml_tasks.layout import Sizes
 from ml_tasks.noised_metrics import WIDEST, expected_widths
 from ml_tasks.task import Task
 from protocols.contexts import AttemptContext, Purpose, sha256
@@ -60,14 +61,14 @@ class Price:
     seconds: float
 
 
-def price(plan: Plan, task: Task, parameters: int) -> list[Price]:
+def price(plan: Plan, sizes: Sizes) -> list[Price]:
     """Price every sum of a plan.
 
     Raises:
         RingTooSmall: where a sum could overflow, with the numbers.
     """
     protected, prices = plan.protection.protocol != "plain", []
-    for purpose, segments in tables_of(plan, parameters=parameters, features=len(task.features)).items():
+    for purpose, segments in tables_of(plan, sizes).items():
         check_headroom(segments, len(plan.sites))
         times = plan.rounds if purpose == "training" else 1
         messages = message_bytes(plan, purpose, segments) if protected else 0
@@ -115,7 +116,7 @@ def masking_seconds(segments: tuple[Segment, ...], masks: int, shares: Mapping[s
     return (time.perf_counter() - began) * total / sum(one.length for one in part)
 
 
-def show_price(plan: Plan, task: Task, prices: list[Price]) -> None:
+def show_price(plan: Plan, task: Task, sizes: Sizes, prices: list[Price]) -> None:
     """Print what a plan costs and protects."""
     console, rules = Console(highlight=False), plan.protection
     console.width = max(console.width, 110)  # a name that is cut off tells nothing
@@ -150,8 +151,7 @@ def show_price(plan: Plan, task: Task, prices: list[Price]) -> None:
     whole = sum(one.times * (one.vector_bytes + one.message_bytes) for one in prices)
     console.print(costs)
     write(f"The whole training: {whole:,} bytes a site, where every first attempt succeeds.")
-    parameters = next(one.length for price in prices for one in price.segments if one.name == "update")
-    for line in promises(plan, parameters, len(task.features)):
+    for line in promises(plan, sizes.parameters, sizes.features):
         write(line)
 
 
@@ -172,6 +172,7 @@ def promises(plan: Plan, parameters: int, features: int) -> list[str]:
         "Masks hide every update, weight, metric and statistic; the coordinator learns the sums. Signatures and "
         "contexts bind plan, model, roster and table; the journal keeps a retry from using a mask twice.",
         *privacy_promises(plan, parameters, features),
+        *(f"Careful: {caution}." for caution in cautions(plan, parameters)),
     ]
 
 
@@ -180,7 +181,7 @@ def privacy_promises(plan: Plan, parameters: int, features: int) -> list[str]:
     rules, protection = plan.privacy, plan.protection
     if rules.unit == "none":
         return ["No differential privacy: the sums and the model themselves may tell of single records."]
-    tables = tables_of(plan, parameters=parameters, features=features)
+    tables = tables_of(plan, Sizes(weights=parameters, features=features))
     shares = {purpose: shares_of(plan, purpose, table) for purpose, table in tables.items()}
     update = next(one for one in tables["training"] if one.name == "update")
     honest, sites = protection.threshold - protection.colluding, len(plan.sites) - protection.colluding

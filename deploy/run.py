@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from contextvars import copy_context
@@ -38,7 +38,7 @@ from flows.local_work import InProcess
 from flows.model import GlobalModel
 from flows.plan import Plan, PlanError, read_plan
 from flows.policy import MOST_PARAMETERS, load_task
-from flows.privacy import check_privacy
+from flows.privacy import MANY_EXAMPLES, cautions, check_privacy, drowned, fewest_examples
 from flows.report import Report
 from flows.sandbox.parent import Rules
 from flows.sandbox.sandboxed import SandboxedWorkshops
@@ -50,11 +50,20 @@ from flows.workshop import Checked, WorkFailed, Workshops
 from ml_tasks.averaging import vector_parts
 from ml_tasks.baselines import baseline, pool
 from ml_tasks.independence import check_stands_alone
+from ml_tasks.layout import Sizes
 from ml_tasks.task import DataError, Task
-from ml_tasks.training import LocalTraining, initial_vector
+from ml_tasks.training import LocalTraining, describe, initial_vector
 from protocols.consortium import write_consortium
 from protocols.encoding import check_headroom
-from protocols.errors import BadInput, BelowThreshold, ProtocolError, Refused, RingTooSmall, TooManyFailed
+from protocols.errors import (
+    BadInput,
+    BelowThreshold,
+    ProtocolError,
+    Refused,
+    RingTooSmall,
+    TooManyFailed,
+    TooMuchClamped,
+)
 from protocols.files import write_whole
 from protocols.receipt import Tensor, sign_receipt
 
@@ -205,6 +214,8 @@ def prepare(read: Callable[[], Plan], options: Options) -> tuple[Plan, Task, NDA
     plan, task, vector = check_plan(read)
     check_paths(task, options)
     machine.check_files(len(plan.sites))
+    for line in cautions(plan, vector.size):
+        print(f"fedseal: {line}", file=sys.stderr)
     return plan, task, vector
 
 
@@ -227,7 +238,7 @@ def check_plan(read: Callable[[], Plan]) -> tuple[Plan, Task, NDArray[np.float32
         task = import_task(plan)
         vector = first_vector(task, plan)
         check_saving(task, plan, vector)
-        check_rings(plan, task, vector.size)
+        check_rings(plan, first_sizes(task, plan))
         if plan.privacy.unit == "record":
             check_stands_alone(task)
         check_privacy(plan, parameters=vector.size, features=len(task.features))
@@ -263,6 +274,19 @@ def first_vector(task: Task, plan: Plan) -> NDArray[np.float32]:
         raise PlanError(f"task {plan.task}: its model cannot be made: {why}: mend it") from None
 
 
+def first_sizes(task: Task, plan: Plan) -> Sizes:
+    """How long the task's sums are.
+
+    Raises:
+        PlanError: the task's own code fails, or what it says of itself cannot be.
+    """
+    try:
+        return describe(task).sizes
+    except Exception as error:  # a user's module may fail in any way
+        why = in_full(error, plan.task)
+        raise PlanError(f"task {plan.task}: its model cannot be made: {why}: mend it") from None
+
+
 def check_saving(task: Task, plan: Plan, vector: NDArray[np.float32]) -> None:
     """Save the first model and load it again, so that what would break the end is found before the first round.
 
@@ -291,7 +315,7 @@ def check_data(plan: Plan, options: Options) -> Workshops:
     found = {}
     for site, workshop in made.items():
         try:
-            check_size(workshop.describe(plan.deadlines.train_s).parameters)
+            check_size(workshop.describe(plan.deadlines.train_s).sizes.parameters)
             found[site] = workshop.check(plan.deadlines.train_s)
         except WorkFailed as error:  # what fails at one would at the others
             mend = "" if error.in_full == str(error) else ": mend the task"
@@ -300,7 +324,7 @@ def check_data(plan: Plan, options: Options) -> Workshops:
         raise Failure(each_once(wrong), REFUSED)
     if not any(checked.examples["train"] for checked in found.values()):
         raise Failure("no site has an example to train on: mend the data, or what load makes of them", REFUSED)
-    for line in empty_parts(found):
+    for line in (*empty_parts(found), *odd_parts(plan, found)):
         print(f"fedseal: {line}", file=sys.stderr)
     return prefer(plan, made, make)
 
@@ -321,10 +345,15 @@ def check_size(parameters: int) -> None:
 
 def each_once(reasons: Mapping[str, str]) -> str:
     """Each reason once, behind the sites that give it."""
+    return "; ".join(reasons_by_site(reasons.items()))
+
+
+def reasons_by_site(given: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason, behind the sites that give it; from (site, reason)."""
     sites: dict[str, list[str]] = {}
-    for site, reason in reasons.items():
+    for site, reason in given:
         sites.setdefault(reason, []).append(site)
-    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in sites.items())
+    return [f"{', '.join(names)}: {reason}" for reason, names in sites.items()]
 
 
 def empty_parts(found: Mapping[str, Checked]) -> list[str]:
@@ -336,6 +365,16 @@ def empty_parts(found: Mapping[str, Checked]) -> list[str]:
             lines.append("no site has an example to be tested on: there will be no final metrics")
         elif empty:
             lines.append(f"{', '.join(empty)}: no examples to {use}: this adds nothing to the {result}")
+    return lines
+
+
+def odd_parts(plan: Plan, found: Mapping[str, Checked]) -> list[str]:
+    """Warn of what can be trained with and is seldom meant, and of examples too few for the plan's bound on them."""
+    lines = reasons_by_site((site, line) for site, checked in found.items() for line in checked.odd)
+    examples = sum(min(checked.examples["train"], plan.protection.max_examples) for checked in found.values())
+    foretold = fewest_examples(plan) >= MANY_EXAMPLES  # of the plan alone
+    if plan.privacy.unit == "none" and not foretold and examples < fewest_examples(plan):
+        lines.append(drowned(plan, f"{examples:,}"))
     return lines
 
 
@@ -385,6 +424,9 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
             why = each_once(failures) if failures else error.reason
             out = way_out(checkpoint, folder)
             raise Failure(f"{error.step}: {why}: mend it and start a new training{out}", FAILED) from None
+        except TooMuchClamped as error:
+            out = way_out(checkpoint, folder)
+            raise Failure(f"{error.step}: {error.reason}, and start a new training{out}", FAILED) from None
         except ProtocolError as error:
             raise Failure(f"{error}: this training cannot go on{way_out(checkpoint, folder)}", FAILED) from None
         except (OSError, sqlite3.Error) as error:
@@ -424,14 +466,21 @@ def beside(do: Callable[[], Result]) -> Result:
         return threads.submit(copy_context().run, do).result()
 
 
-def check_rings(plan: Plan, task: Task, parameters: int) -> None:
+def check_rings(plan: Plan, sizes: Sizes) -> None:
     """Prove the headroom of every sum before anything runs.
 
     Raises:
         RingTooSmall: with the numbers.
     """
-    for table in tables_of(plan, parameters=parameters, features=len(task.features)).values():
-        check_headroom(table, len(plan.sites))
+    for table in tables_of(plan, sizes).values():
+        for segment in table:
+            try:
+                check_headroom((segment,), len(plan.sites))
+            except RingTooSmall as error:
+                if not segment.name.startswith(("count.", "moments", "values.")):
+                    raise
+                numbers = error.reason.rpartition(": ")[0]  # the ring is not the plan's to choose
+                raise RingTooSmall(error.party, error.step, f"{numbers}: lower protection.max_examples") from None
 
 
 def check_paths(task: Task, options: Options) -> None:

@@ -11,11 +11,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from flows.plan import Plan
-from flows.report import UNCLEAR, Report, RoundRecord, metric_text
+from flows.report import OPEN, UNCLEAR, Report, RoundRecord, metric_text, notes
 from ml_tasks.task import Task
 
-SHOWN = ("accuracy", "auroc", "auprc", "loss", "observed_expected")
-"""The metrics in the final table."""
+SHOWN = {
+    "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "loss": "loss",
+    "observed_expected": "observed/expected",
+}
+"""The metrics in the final table, and their headings; one that no model has is left out."""
 
 
 class Screen:
@@ -70,21 +76,25 @@ class Screen:
         dropped = "".join(f"; without {site}: {reason}" for site, reason in sorted(record.dropped.items()))
         faults = "".join(f"; set aside: {fault}" for fault in record.faults)
         self._progress.update(self._bar, completed=min(record.round, self._plan.rounds), description=name)
-        self._say(f"{name}: {figures or 'done'} ({record.total_s:.1f} s){dropped}{faults}")
+        odd = "".join(f"; {note}" for note in notes(record))
+        self._say(f"{name}: {figures or 'done'} ({record.total_s:.1f} s){dropped}{faults}{odd}")
 
     def summary(self, report: Report, compared: dict[str, dict[str, float]]) -> None:
         """Print the final table, what was protected, and where everything lies."""
         table = Table(title=f"{self._task.title}: pooled test data of {len(self._plan.sites)} sites")
         table.add_column("model")
-        for column in ("accuracy", "AUROC", "AUPRC", "loss", "observed/expected", "test examples"):
+        alone = replace(report.final, intervals={}, bounds={})
+        records = {"federated": report.final} | {
+            name: replace(alone, metrics=metrics) for name, metrics in compared.items()
+        }
+        known = [key for key in SHOWN if any(key in record.metrics for record in records.values())]
+        for column in (*(SHOWN[key] for key in known), "test examples"):
             table.add_column(column, justify="right")
-        records = {"federated": report.final}
-        records |= {name: replace(report.final, metrics=metrics, intervals={}) for name, metrics in compared.items()}
         for name, record in records.items():
-            table.add_row(name, *(metric_text(record, key, 3) for key in SHOWN), metric_text(record, "examples", 0))
+            table.add_row(name, *(metric_text(record, key, 3) for key in known), metric_text(record, "examples", 0))
         self._out.print(table)
-        for line in metric_notes(report.final):
-            self._out.print(line, soft_wrap=True)
+        for line in (*(f"Note: {note}." for note in notes(report.final)), *metric_notes(report.final)):
+            self._out.print(line, soft_wrap=True, markup=False)
         for line in protection_lines(self._plan, report):
             self._out.print(line, soft_wrap=True)
         self._out.print(f"Model, report, receipt and plot are in {self._folder}", soft_wrap=True)
@@ -94,9 +104,10 @@ class Screen:
 
 
 def metric_notes(record: RoundRecord) -> list[str]:
-    """Say what the intervals of noised metrics mean, and which metrics have no number and why."""
+    """Say what the intervals of metrics mean, and which metrics have no number and why."""
     if not record.intervals:
-        return []
+        wide = any(high - low > 2 * OPEN for low, high in record.bounds.values())
+        return ["In brackets: what the metric is within, whatever the bins of its histogram hide."] if wide else []
     lines = [
         "In brackets: 90 % intervals, of the noise alone. Each metric is of these examples; how others would fare is "
         "another question."

@@ -210,7 +210,8 @@ def check(
             checked = list(check_all(site.name, tasks, sets, workshops))
     for fitting, _ in checked:
         for found in fitting:
-            print(one_printed_line(found.counted), file=sys.stderr)
+            for line in (found.counted, *found.odd):
+                print(one_printed_line(line), file=sys.stderr)
     lines = [line for _, wrong in checked for line in wrong]
     for line in lines:
         print(one_printed_line(line))
@@ -286,19 +287,21 @@ def price_lines(site: SiteFolder, vault: Vault, plan: Plan) -> list[str]:
         return ["what leaves  is not known: the plan is for code that does not run here"]
     try:
         with workshops_of(site) as workshops:
-            described = workshops(without_code(plan), site.name, None).describe(DESCRIBE_S)
+            sizes = workshops(without_code(plan), site.name, None).describe(DESCRIBE_S).sizes
     except WorkFailed as failed:
         return [f"what leaves  is not known: {one_printed_line(str(failed))}"]
-    sizes = {"parameters": described.parameters, "features": described.features}
+    lengths = {"parameters": sizes.parameters, "features": sizes.features}
     lines = []
-    for purpose, table in tables_of(plan, **sizes).items():
+    for purpose, table in tables_of(plan, sizes).items():
         names = ", ".join(f"{one.name} ({one.length:,})" for one in table)
         lines.append(
             f"what leaves  {purpose}, {times(plan, purpose, 1)} time(s), masked, {vector_bytes(table):,} bytes: {names}"
         )
     if plan.privacy.unit == "none":
         return lines
-    lines.append(f"price        epsilon {planned_epsilon(plan, **sizes):.4g} where every round takes all its attempts")
+    lines.append(
+        f"price        epsilon {planned_epsilon(plan, **lengths):.4g} where every round takes all its attempts"
+    )
     group = site.group_of(plan.data)
     if (budget := site.policy.budget(group)) is not None:
         charged = charges(vault.ledger(), {group, *site.members(group)})

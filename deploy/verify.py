@@ -18,6 +18,8 @@ from safetensors.numpy import load
 from flows.model import GlobalModel
 from flows.plan import Plan, PlanError, make_plan
 from flows.tables import tables_of
+from ml_tasks.layout import Sizes
+from ml_tasks.metrics import LOSS_CAP
 from ml_tasks.tabular import MOMENTS, Standardisation
 from protocols.audit import Terms, check_receipt
 from protocols.consortium import fingerprint, read_consortium
@@ -95,7 +97,7 @@ def terms_of(plan: Plan, receipt: Receipt) -> Terms:
     if not 1 <= parameters <= LONGEST_VECTOR:
         raise ReceiptError("tensors", "make no vector")
     try:
-        tables = tables_of(plan, parameters=parameters, features=features_of(receipt))
+        tables = tables_of(plan, sizes_of(plan, receipt))
     except (ValidationError, OverflowError):
         raise ReceiptError("plan", "has numbers that no sum can hold") from None
     return Terms(
@@ -144,6 +146,30 @@ def _reckoned(receipt: Receipt, plan: Plan) -> list[tuple[Mapping[str, float], f
         (shares_of(plan, context.purpose, context.segments), epsilon_so_far(plan, made[:count], **sizes))
         for count, context in enumerate(contexts, 1)
     ]
+
+
+def sizes_of(plan: Plan, receipt: Receipt) -> Sizes:
+    """The lengths that the task's sums have: the receipt's own, which every site has compared with its task's.
+
+    A table with other numbers than the plan and these give is found all the same.
+    """
+    summed = {one.name: one for entry in receipt.rounds for one in entry.context.segments}
+    statistics = summed["buffers"].length if "buffers" in summed else 0
+    loss = None if plan.privacy.unit != "none" else summed.get("count.loss")
+    return Sizes(
+        weights=sum(tensor.size for tensor in receipt.tensors) - statistics,
+        statistics=statistics,
+        tensors=len(receipt.tensors),
+        features=features_of(receipt),
+        loss_cap=LOSS_CAP if loss is None else _factor(loss.max_abs, plan.protection.max_examples),
+    )
+
+
+def _factor(product: float, number: int) -> float:
+    """The binary64 number whose product with ``number`` is this one; a quotient may be one bit off."""
+    quotient = product / number
+    near = (quotient, math.nextafter(quotient, 0.0), math.nextafter(quotient, math.inf))
+    return next((one for one in near if one * number == product), quotient)
 
 
 def features_of(receipt: Receipt) -> int:

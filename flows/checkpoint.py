@@ -40,11 +40,15 @@ class CheckpointError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The incoming model with the best monitored metric so far, and the round that measured it."""
+    """The incoming model with the best monitored metric so far, and the round that measured it.
+
+    ``capped`` where the metric is a loss of which a part was cut off.
+    """
 
     round: int
     value: float
     model: Digest
+    capped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,12 +295,16 @@ class Checkpoint:
 
 
 def _better(plan: Plan, best: Best | None, record: RoundRecord, model: str) -> Best | None:
-    value = record.metrics.get(plan.stopping.metric)
+    """The best round so far; one whose loss was capped gives way to whatever comes next.
+
+    Capped, a loss is known from below alone: a training that converges from beyond the cap would look as if it stood.
+    """
+    value, by_loss = record.metrics.get(plan.stopping.metric), plan.stopping.metric == "loss"
     if value is None:
         return best
-    if best is not None and (value >= best.value if plan.stopping.metric == "loss" else value <= best.value):
+    if best is not None and not best.capped and (value >= best.value if by_loss else value <= best.value):
         return best
-    return Best(record.round, value, model)
+    return Best(record.round, value, model, by_loss and "capped" in record.metrics)
 
 
 def _hold_alone(folder: Path) -> IO[str]:

@@ -22,12 +22,12 @@ from flows.messages import AskFinish, AskJoin, Joined, join_context
 from flows.patience import may_pass, outlast, pauses_of, server_trouble
 from flows.pauses import FIRST_S, pauses
 from flows.plan import Plan
-from flows.report import Report, RoundRecord
+from flows.report import Report, RoundRecord, shares_text
 from flows.secure_round import PROTOCOLS, Outcome
 from flows.session import Session, session
 from flows.steps import Asked, gather, named, only_message, step
 from protocols.contexts import Purpose
-from protocols.errors import BelowThreshold, ProtocolError, Refused, TooManyFailed
+from protocols.errors import BelowThreshold, ProtocolError, Refused, TooManyFailed, TooMuchClamped
 from protocols.messages import COORDINATOR, Envelope, open_body
 
 AWAY_S = 30.0
@@ -53,6 +53,7 @@ def run_training(training: str, plan: Plan) -> Report:
         BadInput: a site cannot use the plan or the task.
         Refused: fewer than ``min_sites`` have joined.
         TooManyFailed: more sites' local work failed than the plan allows.
+        TooMuchClamped: a sum has clamped more of a tensor than the plan allows.
         BelowThreshold: too few sites, for longer than the training outlasts.
         Unfinished: a confirmed round could not be finished.
     """
@@ -143,7 +144,8 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int, joins: Joi
         BelowThreshold, Unfinished, OSError: it has not passed; with the last attempt's reasons.
     """
     live = session(training)
-    if live.checkpoint.record(purpose, number) is not None:
+    if (finished := live.checkpoint.record(purpose, number)) is not None:
+        check_clamped(plan, finished)
         return
     left, away, since = pauses_of(live), pauses(FIRST_S, AWAY_S), None
     while True:
@@ -166,6 +168,7 @@ def run_sum(training: str, plan: Plan, purpose: Purpose, number: int, joins: Joi
         live.tell(f"{purpose} {number}: goes on, after {time.monotonic() - since:.0f} s")
     live.observe(record)
     check_failed(plan, record)
+    check_clamped(plan, record)
 
 
 def attempt(training: str, plan: Plan, purpose: Purpose, number: int, *, again: bool) -> RoundRecord:
@@ -199,6 +202,10 @@ def attempt(training: str, plan: Plan, purpose: Purpose, number: int, *, again: 
         outcome.failed,
         outcome.concluded.intervals,
         outcome.concluded.unclear,
+        outcome.concluded.bounds,
+        outcome.concluded.clamped,
+        outcome.concluded.outside,
+        outcome.concluded.grid_noise,
     )
     live.checkpoint.commit(plan, record, outcome.concluded.model, outcome.evidence)
     if (incoming := outcome.evidence.context.model) != live.checkpoint.progress.model:
@@ -218,6 +225,23 @@ def check_failed(plan: Plan, record: RoundRecord) -> None:
             record.purpose,
             f"the local work of {record.failed} of {len(record.survivors)} sites failed, the plan allows "
             f"{plan.max_failed} (max_failed): ask every site's data steward to look at fedseal site status",
+        )
+
+
+def check_clamped(plan: Plan, record: RoundRecord) -> None:
+    """Stop a training whose plan does not allow for so much that was clamped: the mean of bounds is no model.
+
+    Raises:
+        TooMuchClamped: naming the tensors, and what to set.
+    """
+    beyond = {name: share for name, share in record.clamped_shares.items() if share > plan.max_clamped}
+    if beyond:
+        raise TooMuchClamped(
+            "coordinator",
+            f"{record.purpose} {record.round}.{record.attempt}",
+            f"clamped to their range: {shares_text(beyond)}; the plan allows {plan.max_clamped:.0%} (max_clamped): "
+            f"lower local.learning_rate ({plan.local.learning_rate:g}), standardise the inputs, or raise "
+            f"protection.update.max_abs ({plan.protection.update.max_abs:g})",
         )
 
 

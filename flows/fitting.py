@@ -26,6 +26,7 @@ class Fitting:
         wrong: why it cannot be trained; empty where it can.
         wrong_private: why it cannot be trained with privacy for records, beside that.
         examples: how many there are of each part, as the site alone may know; empty where they were not read.
+        odd: what can be trained with and is seldom meant.
     """
 
     task: str
@@ -33,6 +34,7 @@ class Fitting:
     wrong: tuple[str, ...]
     wrong_private: tuple[str, ...]
     examples: Mapping[str, int]
+    odd: tuple[str, ...] = ()
 
     @property
     def lines(self) -> list[str]:
@@ -60,7 +62,7 @@ def check_fitting(site: str, task: str, data: str, folder: Path | None, workshop
     plain, private = plans(site, task, data)
     found = _look(plain, site, folder, workshops)
     also = () if found.wrong else _look(private, site, folder, workshops).wrong
-    return Fitting(task, data, found.wrong, also, found.examples)
+    return Fitting(task, data, found.wrong, also, found.examples, found.odd)
 
 
 def check_all(

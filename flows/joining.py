@@ -94,8 +94,8 @@ def join(
     try:
         described = workshop.describe(min(plan.deadlines.train_s, policy.max_train_s))
         agreed = Agreed(plan, described, workshop, chosen)
-        if described.parameters > policy.max_parameters:
-            raise Refused(site, "join", f"the model's {described.parameters} parameters are too many here")
+        if described.sizes.parameters > policy.max_parameters:
+            raise Refused(site, "join", f"the model's {described.sizes.parameters} parameters are too many here")
         check_budget_allows(site, agreed, training, policy, vault)
         if not vault.agree(training, plan.digest):
             raise Refused(site, "join", "this site agreed to another plan for this training")
@@ -143,13 +143,13 @@ def check_budget_allows(site: str, agreed: Agreed, training: str, policy: Policy
         Refused: with the numbers.
         PlanError: the plan costs more than it says.
     """
-    plan, chosen, described = agreed.plan, agreed.chosen, agreed.described
-    sizes = {"parameters": described.parameters, "features": described.features}
-    check_privacy(plan, **sizes)
+    plan, chosen, sizes = agreed.plan, agreed.chosen, agreed.described.sizes
+    lengths = {"parameters": sizes.parameters, "features": sizes.features}
+    check_privacy(plan, **lengths)
     if (budget := policy.budget(chosen.group)) is not None:
         own = contexts_of(vault, training)
         others = [entry for entry in vault.ledger() if entry.context not in own]
-        afford(site, others, charges_of(plan, **sizes, group=chosen.group), budget, chosen.names)
+        afford(site, others, charges_of(plan, **lengths, group=chosen.group), budget, chosen.names)
 
 
 def contexts_of(vault: Vault, training: str) -> set[str]:

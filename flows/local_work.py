@@ -20,11 +20,14 @@ from flows.model import GlobalModel
 from flows.plan import Plan
 from flows.policy import load_task
 from flows.privacy import alone, fingerprint
+from flows.report import NAMED, shares_text
 from flows.tables import (
+    clamped_shares,
     clip_of,
     clipped_values,
     count_values,
     noised_count_values,
+    statistics_values,
     training_seed,
     training_values,
 )
@@ -33,7 +36,8 @@ from flows.workshop import Checked, Described, Values, Worked, WorkFailed, WorkO
 from ml_tasks import tabular, training
 from ml_tasks.alone import evaluate_alone
 from ml_tasks.independence import check_stands_alone
-from ml_tasks.misfits import given, misfits
+from ml_tasks.layout import Layout
+from ml_tasks.misfits import given, misfits, oddities, unusable
 from ml_tasks.noised_metrics import count_noised
 from ml_tasks.private import clipped_sum, count_units, one_each, private_steps
 from ml_tasks.task import DataError, Examples, SiteData, Task
@@ -69,7 +73,11 @@ class LocalWork:
     def described(self) -> Described:
         """The task by its model and its features; no data are read."""
         bounds = tuple((feature.low, feature.high) for feature in self.task.features)
-        return Described(training.initial_vector(self.task, self.plan.seed).size, bounds)
+        return Described(self._layout.sizes, bounds)
+
+    @cached_property
+    def _layout(self) -> Layout:
+        return training.describe(self.task)
 
     @property
     def data(self) -> SiteData:
@@ -105,8 +113,8 @@ class LocalWork:
         data, content = self._load()
         model = GlobalModel.from_bytes(
             order.model,
-            parameters=self.described.parameters,
-            features=self.described.features,
+            parameters=self.described.sizes.parameters,
+            features=self.described.sizes.features,
             adaptive=self.plan.privacy.adaptive,
         )
         match order.step:
@@ -122,7 +130,7 @@ class LocalWork:
 
     def _moments(self, examples: Examples, order: WorkOrder) -> Values:
         examples = one_each(examples) if self.plan.privacy.unit != "none" else examples
-        return {"moments": tabular.moments(self._bounded(examples, order).features, self.task.features)}
+        return statistics_values(self.plan, self._bounded(examples, order).features, self.task.features)
 
     def _train(
         self, examples: Examples, order: WorkOrder, model: GlobalModel, check_time: Callable[[], None]
@@ -130,7 +138,7 @@ class LocalWork:
         plan, unit = self.plan, self.plan.privacy.unit
         if unit == "record":
             return {"update": self._private_update(examples, model, check_time)}
-        examples = self._bounded(examples, order)
+        examples = self._usable(self._bounded(examples, order))
         settings = LocalTraining(**plan.local.model_dump())
         # With privacy batches are drawn with nothing that the coordinator knows.
         seed = training_seed(plan, self.site, order.round) if unit == "none" else secret_seed()
@@ -138,7 +146,7 @@ class LocalWork:
             self.task, examples, model.vector, model.standardisation, settings, seed, check_time=check_time
         )
         if unit == "none":
-            return training_values(plan, len(examples), update)
+            return training_values(plan, len(examples), update, self._layout)
         return clipped_values(plan, self.site, len(examples), update, clip_of(plan, model))
 
     def _evaluate(self, data: SiteData, order: WorkOrder, model: GlobalModel, check_time: Callable[[], None]) -> Values:
@@ -147,7 +155,7 @@ class LocalWork:
             given = (self.task, one_each(examples), model.vector, model.standardisation)
             counted = partial(count_noised, counting=self.plan.counting)
             return count_values(evaluate_alone(*given, counted, check_time=check_time))
-        given = (self.task, self._bounded(examples, order), model.vector, model.standardisation)
+        given = (self.task, self._usable(self._bounded(examples, order)), model.vector, model.standardisation)
         if self.plan.privacy.unit == "none":
             return count_values(training.evaluate(*given))
         return noised_count_values(self.plan, self.site, training.evaluate(*given, self.plan.counting))
@@ -165,6 +173,18 @@ class LocalWork:
         rows = np.sort(np.argsort(draws, kind="stable")[:most])
         groups = None if examples.groups is None else examples.groups[rows]
         return replace(examples, features=examples.features[rows], targets=examples.targets[rows], groups=groups)
+
+    def _usable(self, examples: Examples) -> Examples:
+        """The examples, unless one of them would drown all others in the model: the site counts as failed then.
+
+        Not with privacy for records, where each stands alone (SPEC 12.4).
+
+        Raises:
+            DataError: they hold infinity, or a value far beyond its feature's bounds.
+        """
+        if reasons := unusable(examples, self.task.features):
+            raise DataError(reasons[0])
+        return examples
 
     def _private_update(
         self, examples: Examples, model: GlobalModel, check_time: Callable[[], None]
@@ -215,18 +235,26 @@ class LocalWork:
             for part, examples in data.parts.items()
             for reason in misfits(examples, self.task.features)
         ]
+        odd = [
+            f"{part}: {line}"
+            for part, examples in data.parts.items()
+            for line in oddities(examples, self.task.features)
+        ]
         if not found:
-            self._try(data, check_time)
+            odd += self._try(data, check_time)
         if self.plan.privacy.unit == "record":
             try:
                 check_stands_alone(self.task, data.train)
             except DataError as error:
                 found.append(str(error))
-        return Checked(tuple(found), {part: len(examples) for part, examples in data.parts.items()})
+        return Checked(tuple(found), {part: len(examples) for part, examples in data.parts.items()}, tuple(odd))
 
-    def _try(self, data: SiteData, check_time: Callable[[], None]) -> None:
+    def _try(self, data: SiteData, check_time: Callable[[], None]) -> list[str]:
         """Evaluate the untrained model on all examples and train it for one step; with privacy for records, which never
         meet in a step, only evaluate it.
+
+        Returns:
+            What of that step a sum would clamp.
         """
         vector = training.initial_vector(self.task, self.plan.seed)
         bounds = tabular.from_bounds(self.task.features) if self.task.features else None
@@ -237,7 +265,22 @@ class LocalWork:
             step = replace(LocalTraining(**self.plan.local.model_dump()), steps=1)
             size = min(step.batch_size, len(data.train))
             with noted(f"a step of training on {size} of the train examples, {given(data.train)}"):
-                training.train(self.task, data.train, vector, bounds, step, self.plan.seed, check_time=check_time)
+                update = training.train(self.task, data.train, vector, bounds, step, self.plan.seed, check_time)
+            return self._clamped_of(len(data.train), update)
+        return []
+
+    def _clamped_of(self, examples: int, update: NDArray[np.float32]) -> list[str]:
+        plan = self.plan
+        if plan.privacy.unit != "none" or plan.protection.update.rotated:
+            return []
+        shares = clamped_shares(training_values(plan, examples, update, self._layout), self._layout, 1)
+        if not (named := {name: share for name, share in shares.items() if share > NAMED}):
+            return []
+        return [
+            f"train: one step is clamped to its range, {shares_text(named)}: lower local.learning_rate "
+            f"({plan.local.learning_rate:g}), standardise the inputs, or raise protection.update.max_abs "
+            f"({plan.protection.update.max_abs:g})"
+        ]
 
 
 def secret_seed() -> int:

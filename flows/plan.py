@@ -19,6 +19,8 @@ from protocols.files import NotToml, read_toml
 
 SLACK = 1.001
 MOST_PRIVATE_STEPS = 1000
+LEAST_MOVE = 1e-3
+"""A model that all rounds together cannot move by more than this, in length, learns nothing."""
 
 
 class PlanError(Exception):
@@ -253,6 +255,13 @@ class Plan(_Part):
         title="Most failed sites",
         description="Sites whose local work may fail in a round; with more the training stops after the sum.",
     )
+    max_clamped: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        title="Most clamped entries",
+        description="Share of a tensor's entries that a sum may clamp; with more the training stops. 1: never.",
+    )
     local: LocalSteps = Field(default_factory=LocalSteps, title="Local training", description="Local training.")
     protection: Protection = Field(default_factory=Protection, description="Secure aggregation.")
     privacy: Privacy = Field(default_factory=Privacy, description="Differential privacy.")
@@ -288,13 +297,8 @@ class Plan(_Part):
 
     def _metrics(self) -> dict[str, float]:
         """The public guess of the test examples, and the bins and the cap that the noise bears with so many."""
-        rules, sites = self.privacy, self.protection
-        training = (
-            rules.least_weight * sites.max_examples
-            if rules.unit == "site"
-            else rules.expected_batch / rules.sampling_rate
-        )
-        examples = rules.test_examples or max(1, round(min(training / 4, 2.0**31 - 1)))
+        rules = self.privacy
+        examples = rules.test_examples or max(1, round(min(self.declared_examples / 4, 2.0**31 - 1)))
         each = rules.metrics_noise * self.most_evaluated * math.sqrt(len(self.sites) / max(1, self.honest_noise))
         chosen = choose(examples, lambda counting: noise_of(counting, each))
         return {
@@ -346,6 +350,51 @@ class Plan(_Part):
             )
         if self.stopping.patience or self.stopping.keep != "last":
             raise ValueError("with privacy no round is measured: leave stopping out")
+        self._check_privacy_numbers()
+
+    def _check_privacy_numbers(self) -> None:
+        """Refuse numbers with which privacy is none, or nothing can be learned."""
+        rules, sites, most = self.privacy, len(self.sites), self.protection.max_examples
+        if rules.delta * self.declared_examples > 1:
+            raise ValueError(
+                f"privacy.delta ({rules.delta:g}) allows to publish whole records: it must be less than one over the "
+                f"{self.declared_examples:,.0f} examples that this plan declares, so at most "
+                f"{1 / self.declared_examples:.2g}"
+            )
+        if rules.unit == "site":
+            if rules.least_weight > sites:
+                raise ValueError(
+                    f"privacy.least_weight ({rules.least_weight:g}) is more than the {sites} that the weights of all "
+                    "sites add up to at most: lower it"
+                )
+        elif rules.expected_batch > (sampled := rules.sampling_rate * most * sites):
+            raise ValueError(
+                f"privacy.expected_batch ({rules.expected_batch:g}) is more than the {sampled:g} that {sites} sites of "
+                f"at most {most:,} examples sample at a rate of {rules.sampling_rate:g}: lower it, or raise "
+                "protection.max_examples or privacy.sampling_rate"
+            )
+        elif rules.expected_batch < 1:
+            raise ValueError(
+                f"privacy.expected_batch ({rules.expected_batch:g}): most steps would sample no record at all: raise "
+                "privacy.sampling_rate, and with it expected_batch"
+            )
+        if not rules.adaptive and (move := self.rounds * self.private_steps * self.longest_step) < LEAST_MOVE:
+            raise ValueError(
+                f"privacy.clip ({rules.clip:g}) is too small: all rounds move the model by at most {move:.2g}: "
+                "take about the length that gradients have, such as 1"
+            )
+
+    @property
+    def declared_examples(self) -> float:
+        """With privacy, the training examples that the plan's public constants come to, of all sites."""
+        if self.privacy.unit == "site":
+            return self.privacy.least_weight * self.protection.max_examples
+        return self.privacy.expected_batch / self.privacy.sampling_rate
+
+    @property
+    def longest_step(self) -> float:
+        """With privacy, how far a step moves the model at most."""
+        return self.privacy.clip * (1.0 if self.privacy.unit == "site" else self.local.learning_rate)
 
     @property
     def private_steps(self) -> int:

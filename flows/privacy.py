@@ -12,7 +12,9 @@ from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
 from flows.plan import Plan, PlanError
-from flows.tables import FINE, noised_counts, tables_of
+from flows.report import DROWNED
+from flows.tables import FINE, grid_noise, noised_counts, tables_of
+from ml_tasks.layout import Sizes
 from ml_tasks.noised_metrics import Noise, parts
 from protocols.contexts import Purpose, sha256
 from protocols.encoding import CLAMPED, Segment
@@ -35,6 +37,10 @@ from protocols.privacy.noise import (
 if TYPE_CHECKING:  # it imports torch, which whoever checks a receipt need not wait for
     from ml_tasks.task import SiteData
 
+MOST_MOVED = 1.0
+"""Noise that moves a weight by more than this in a whole training hides what the weight has learned."""
+MANY_EXAMPLES = 1000
+"""A plan that needs no more examples than this is not warned of."""
 QUANTILE_PART = 0.1
 """Of a sum's privacy: what the quantile of an adaptive clip takes."""
 COUNTED = {
@@ -166,7 +172,7 @@ def check_privacy(plan: Plan, *, parameters: int, features: int) -> None:
             f"plan: privacy: epsilon comes to {whole:.4g} with this model, more than {rules.epsilon:g}: raise "
             "the noise, or the scale of the update's ring"
         )
-    tables = tables_of(plan, parameters=parameters, features=features)
+    tables = tables_of(plan, Sizes(weights=parameters, features=features))
     samples = sum(
         times(plan, purpose, plan.max_attempts) * len(plan.sites) * sum(one.length for one in table)
         for purpose, table in tables.items()
@@ -185,6 +191,50 @@ def check_privacy(plan: Plan, *, parameters: int, features: int) -> None:
             )
         for one in table:
             check_noised_headroom(one, shares[one.name], len(plan.sites), rare)
+
+
+def cautions(plan: Plan, parameters: int) -> list[str]:
+    """Warn of numbers that drown what is learned: in privacy's noise, or in the rounding of a ring.
+
+    Args:
+        plan: any.
+        parameters: length of the task's vector.
+    """
+    rules, sites = plan.privacy, len(plan.sites)
+    if rules.unit == "none":
+        fewest = fewest_examples(plan)
+        return [] if fewest < MANY_EXAMPLES else [drowned(plan, f"fewer than {fewest:,.0f}")]
+    spread = math.sqrt(sites / max(1, plan.honest_noise)) if rules.noise == "distributed" else 1 / math.sqrt(sites)
+    name = "least_weight" if rules.unit == "site" else "expected_batch"
+    steps = plan.rounds * plan.private_steps
+    noise = rules.training_noise * spread * math.sqrt(steps) / getattr(rules, name)  # in longest steps, of each weight
+    moved, ratio = noise * plan.longest_step, noise * math.sqrt(parameters) / steps
+    found = []
+    if moved > MOST_MOVED and not rules.adaptive:
+        found.append(
+            f"the noise moves each weight by {moved:.2g} in all rounds: a smaller privacy.clip ({rules.clip:g}), about "
+            f"the length that gradients have, or a larger privacy.{name} ({getattr(rules, name):g}) would help"
+        )
+    if ratio > 1:
+        found.append(
+            f"the noise moves the model {ratio:.2g} times as far as {steps:,} steps of clipped length can: more sites, "
+            f"examples (privacy.{name}) or epsilon, or a smaller model would help"
+        )
+    return found
+
+
+def fewest_examples(plan: Plan) -> float:
+    """With fewer examples at all sites together, rounding is seen in the model that a round makes."""
+    rules = plan.protection
+    return rules.max_examples * grid_noise(plan, len(plan.sites), 1.0) / DROWNED
+
+
+def drowned(plan: Plan, examples: str) -> str:
+    """Warn of a bound so far above what sites have that their weighed updates are of the size of a grid step."""
+    return (
+        f"with {examples} training examples in all, rounding adds more than {DROWNED:g} to each weight in a round: "
+        f"lower protection.max_examples ({plan.protection.max_examples:,}) to about what the largest site has"
+    )
 
 
 def times(plan: Plan, purpose: Purpose, attempts: int) -> int:
@@ -208,7 +258,7 @@ def _events(plan: Plan, often: Mapping[Purpose, int], *, parameters: int, featur
     """The events of sums that are made so often."""
     return [
         replace(event, count=often[purpose] * event.count)
-        for purpose, table in tables_of(plan, parameters=parameters, features=features).items()
+        for purpose, table in tables_of(plan, Sizes(weights=parameters, features=features)).items()
         for event in events_of(plan, purpose, table, shares_of(plan, purpose, table))
         if often.get(purpose)
     ]
@@ -254,7 +304,7 @@ def charge_of(
 def charges_of(plan: Plan, *, parameters: int, features: int, group: str) -> list[Charge]:
     """What a whole training costs a budget group, where each round takes one attempt."""
     found = []
-    for purpose, table in tables_of(plan, parameters=parameters, features=features).items():
+    for purpose, table in tables_of(plan, Sizes(weights=parameters, features=features)).items():
         charge = charge_of(plan, purpose, table, shares_of(plan, purpose, table), group)
         found += [charge] * times(plan, purpose, 1) if charge else []
     return found

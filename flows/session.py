@@ -24,7 +24,9 @@ from flows.report import Report, RoundRecord
 from flows.site import Answer
 from flows.standing import Standings
 from flows.tables import segments_of
+from ml_tasks.layout import Layout
 from ml_tasks.task import Task
+from ml_tasks.training import describe
 from protocols.confirmed import ConfirmedSums
 from protocols.contexts import AttemptContext, Purpose
 from protocols.errors import BadInput, BadMessage, Pending
@@ -62,6 +64,7 @@ class Session:
         paused: set while no sum may be begun.
         standings: which sites are waited for.
         identity: the coordinator's.
+        layout: what the task's sums are made of.
     """
 
     training: str
@@ -80,6 +83,7 @@ class Session:
     paused: threading.Event = field(default_factory=threading.Event)
     standings: Standings = field(default_factory=Standings)
     identity: Identity = field(init=False)
+    layout: Layout = field(init=False)
     _confirmed: ConfirmedSums = field(default_factory=ConfirmedSums)
     _counted: int = 0
     _missing: dict[str, str | None] = field(default_factory=dict)
@@ -87,7 +91,7 @@ class Session:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self.identity = self.vault.identity
+        self.identity, self.layout = self.vault.identity, describe(self.task)
 
     def witness(self, site: str, context: AttemptContext, advert: Advert) -> None:
         """Keep what a site's advert says of its past.
@@ -108,9 +112,7 @@ class Session:
     def context(self, purpose: Purpose, round_: int, attempt: int) -> AttemptContext:
         """The attempt context of a sum on the current model, which is put on the exchange."""
         rules = self.plan.protection
-        table = segments_of(
-            self.plan, purpose, parameters=self.checkpoint.model.vector.size, features=len(self.task.features)
-        )
+        table = segments_of(self.plan, purpose, self.layout.sizes)
         with self._lock:
             self._sent.clear()  # counts of contexts that are over
         return AttemptContext(

@@ -341,16 +341,16 @@ class Site:
 
     def _model(self, context: AttemptContext, agreed: Agreed) -> bytes:
         """The incoming model's file, refused for what it says itself, which is public."""
-        described = agreed.described
-        size = 4 * (described.parameters + 2 * described.features) + HEADER_BYTES
+        sizes = agreed.described.sizes
+        size = 4 * (sizes.parameters + 2 * sizes.features) + HEADER_BYTES
         content = self._exchange.get(shelf(context.training), context.model, size=size)
         model = GlobalModel.from_bytes(
             content,
-            parameters=described.parameters,
-            features=described.features,
+            parameters=sizes.parameters,
+            features=sizes.features,
             adaptive=agreed.plan.privacy.adaptive,
         )
-        check_model(model, described.bounds)
+        check_model(model, agreed.described.bounds)
         return content
 
     def _worked(self, agreed: Agreed, context: AttemptContext, step: str, model: bytes, ends: float) -> Values:
@@ -406,8 +406,7 @@ class Site:
             raise Refused(me, step, "threshold and colluding are not those of the plan")
         if set(context.sites) != set(agreed.plan.sites):
             raise Refused(me, step, "the invited sites are not those of the plan")
-        described = agreed.described
-        table = segments_of(agreed.plan, context.purpose, parameters=described.parameters, features=described.features)
+        table = segments_of(agreed.plan, context.purpose, agreed.described.sizes)
         if context.segments != table:
             raise Refused(me, step, "the segment table is not the plan's")
         if context.noise != shares_of(agreed.plan, context.purpose, table):
@@ -430,13 +429,13 @@ class Site:
 
     def _values(self, agreed: Agreed, purpose: Purpose, folder: Path, step: str) -> Values:
         """What this site contributes: the values of its local work, or nothing at all where any of it failed."""
-        values, described = Values(), agreed.described
+        values = Values()
         for work in steps_of(agreed.plan, purpose):
             path = folder / f"{work}{KEPT}"
             if not path.exists():
                 raise Refused(self.identity.name, step, "this site has not done its local work for this attempt")
             values |= load(path.read_bytes())
-        table = segments_of(agreed.plan, purpose, parameters=described.parameters, features=described.features)
+        table = segments_of(agreed.plan, purpose, agreed.described.sizes)
         expected = [(one.name, one.length) for one in table if one.name not in (CLAMPED, FAILED)]
         failed = set(values) != {name for name, _ in expected}
         if failed:

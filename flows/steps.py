@@ -23,12 +23,24 @@ from flows.model import GlobalModel
 from flows.plan import Plan
 from flows.privacy import metrics_noise
 from flows.session import Session, session
-from flows.tables import clip_of, counts_of, failures, noised_counts_of, rotation_seed, turned
+from flows.tables import (
+    OUTSIDE,
+    clamped_shares,
+    clip_of,
+    counts_of,
+    failures,
+    grid_noise,
+    noised_counts_of,
+    rotation_seed,
+    summed_update,
+    turned,
+)
 from flows.workshop import steps_of
 from ml_tasks.averaging import FedAvg, PrivateAverage, PrivateStep, adapted
-from ml_tasks.metrics import summarise
+from ml_tasks.metrics import error_bounds, summarise
 from ml_tasks.noised_metrics import estimate
 from ml_tasks.tabular import standardisation
+from ml_tasks.task import Task as MLTask
 from protocols import plain
 from protocols import secagg_coordinator as coordinator
 from protocols.contexts import AttemptContext, Purpose
@@ -122,12 +134,25 @@ class Sum:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Concluded:
-    """What the ML layer makes of a sum: the next model, and the metrics of the incoming one."""
+    """What the ML layer makes of a sum: the next model, and the metrics of the incoming one.
+
+    Attributes:
+        model, metrics: these.
+        intervals, unclear: of noised metrics: what the noise leaves of each, and those of which it leaves too little.
+        bounds: of metrics that are made of histograms: what each is within, whatever the bins hide.
+        clamped: the share of each tensor's entries that was clamped, where any was.
+        outside: how many values of each feature are outside of its declared bounds, where any is.
+        grid_noise: what rounding adds to an entry of the model in this round, as a standard deviation.
+    """
 
     model: GlobalModel
     metrics: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     unclear: tuple[str, ...] = ()
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    clamped: Mapping[str, float] = field(default_factory=dict)
+    outside: Mapping[str, int] = field(default_factory=dict)
+    grid_noise: float = 0.0
 
 
 @step("moments[{site}]")
@@ -290,7 +315,9 @@ def standardise(training: str, total: Sum) -> Concluded:
     """Turn the summed moments into the features' means and scales."""
     live = session(training)
     scaling = standardisation(total.values["moments"], live.task.features)
-    return Concluded(GlobalModel(live.checkpoint.model.vector, scaling), {})
+    counted = total.values.get(OUTSIDE, ())
+    outside = {one.name: int(number) for one, number in zip(live.task.features, counted, strict=False) if number > 0}
+    return Concluded(GlobalModel(live.checkpoint.model.vector, scaling), {}, outside=outside)
 
 
 @step("average")
@@ -305,8 +332,21 @@ def average(training: str, total: Sum) -> Concluded:
         return Concluded(replace(model), {})
     if not weight > 0:
         raise BadMessage(COORDINATOR, "average", "no survivor has a training example: give the sites data")
-    vector = FedAvg().apply(model.vector, total.values["update"], weight)
-    return Concluded(GlobalModel(vector, model.standardisation), summarise(counts_of(total.values)))
+    vector = FedAvg().apply(model.vector, summed_update(total.values, live.layout), weight)
+    metrics, bounds = measured(live.task, total)
+    return Concluded(
+        GlobalModel(vector, model.standardisation),
+        metrics,
+        bounds=bounds,
+        clamped=clamped_shares(total.values, live.layout, total.sites - total.failed),
+        grid_noise=grid_noise(plan, total.sites, weight),
+    )
+
+
+def measured(task: MLTask, total: Sum) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The metrics of a sum's counts, and what those of histograms are within."""
+    counted = counts_of(total.values)
+    return summarise(counted, task.loss_cap), error_bounds(counted)
 
 
 def privately(plan: Plan, model: GlobalModel, total: Sum) -> GlobalModel:
@@ -332,7 +372,8 @@ def score(training: str, total: Sum) -> Concluded:
     live = session(training)
     plan, model = live.plan, replace(live.checkpoint.model)
     if plan.privacy.unit == "none":
-        return Concluded(model, summarise(counts_of(total.values)))
+        metrics, bounds = measured(live.task, total)
+        return Concluded(model, metrics, bounds=bounds)
     found = estimate(noised_counts_of(total.values), metrics_noise(plan, total.sites), plan.counting)
     clear = {name: one for name, one in found.items() if one.clear or name == "examples"}
     return Concluded(

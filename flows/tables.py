@@ -4,6 +4,7 @@ Coordinator and sites make the same table from the same plan; a site refuses any
 additive counts and vectors become the security layer's segments.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from flows.model import GlobalModel
 from flows.plan import Plan
-from ml_tasks.metrics import COUNTS
-from ml_tasks.tabular import MOMENTS, from_bounds
+from ml_tasks.layout import Layout, Sizes
+from ml_tasks.metrics import counts
+from ml_tasks.tabular import MOMENTS, from_bounds, moments, outside
 from protocols.contexts import SPEC_VERSION, Purpose, sha256
 from protocols.encoding import CLAMPED, Segment
 from protocols.privacy.clipping import clip as clip_vectors
@@ -26,20 +28,29 @@ FINE = 2.0**20
 MOMENT_SCALE = 2.0**24
 FAILED = "sites.failed"
 """The segment that counts the sites whose local work gave nothing; not under differential privacy (SPEC 3.5)."""
+OUTSIDE = "values.outside"
+"""The segment that counts each feature's values outside of its declared bounds; likewise."""
+TENSORS_CLAMPED = "tensors.clamped"
+"""The segment that counts each tensor's clamped entries; likewise, and not where the update is rotated."""
+CUT = {"update": True, "buffers": False}
+"""The segments that an update is cut into, and whether they hold weights, or running statistics."""
+MOST_STATISTIC = 1e9
+"""Running statistics are clamped to this, in a ring that has room for it: beyond, no site takes a model (SPEC 5.4)."""
 
 
-def segments_of(plan: Plan, purpose: Purpose, *, parameters: int, features: int) -> tuple[Segment, ...]:
+def segments_of(plan: Plan, purpose: Purpose, sizes: Sizes) -> tuple[Segment, ...]:
     """The segment table of a sum.
 
     Args:
         plan: gives the ranges.
         purpose: statistics carry moments; training carries weight, update and the incoming model's metrics; evaluation
-            carries metrics alone; all of them, without privacy, the count of sites whose work failed.
-        parameters: length of the model vector.
-        features: number of features to standardise.
+            carries metrics alone. Without privacy they also carry counts of what goes wrong: sites whose work failed,
+            values outside their bounds, clamped entries. With it these are left out: noise would be paid for each, and
+            unnoised they would tell of one record.
+        sizes: the task's.
     """
     most, unit = float(plan.protection.max_examples), plan.privacy.unit
-    counts = (
+    measured = (
         noised_counts(plan)
         if unit != "none"
         else [
@@ -50,28 +61,43 @@ def segments_of(plan: Plan, purpose: Purpose, *, parameters: int, features: int)
                 1.0 if count.integral else FINE,
                 count.max_per_example * most,
             )
-            for count in COUNTS
+            for count in counts(sizes.loss_cap)
         ]
     )
-    ring = plan.protection.update
     match purpose:
         case "statistics":
-            table = [Segment("moments", MOMENTS * features, 64, MOMENT_SCALE, most)]
+            table = [Segment("moments", MOMENTS * sizes.features, 64, MOMENT_SCALE, most)]
+            if unit == "none":
+                table.append(Segment(OUTSIDE, sizes.features, 32, 1.0, most))
         case "training":
-            update = Segment("update", parameters, ring.bits, ring.scale, ring.max_abs)
             match unit:
                 case "none":
-                    table = [Segment("weight", 1, 32, FINE, 1.0), update, *counts]
+                    table = [Segment("weight", 1, 32, FINE, 1.0), *_updates(plan, sizes), *measured]
                 case "record":
-                    table = [update]
+                    table = [_update(plan, sizes.parameters)]
                 case "site":
                     within = [Segment("within", 1, 64, FINE, 0.5)] if plan.privacy.adaptive else []
-                    table = [Segment("weight", 1, 64, FINE, 1.0), update, *within]
+                    table = [Segment("weight", 1, 64, FINE, 1.0), _update(plan, sizes.parameters), *within]
         case "evaluation":
-            table = counts
+            table = measured
     if unit == "none":
         table = [*table, Segment(FAILED, 1, 32, 1.0, 1.0)]
     return (*table, Segment(CLAMPED, 1, 64, 1.0, float(sum(segment.length for segment in table))))
+
+
+def _update(plan: Plan, length: int) -> Segment:
+    ring = plan.protection.update
+    return Segment("update", length, ring.bits, ring.scale, ring.max_abs)
+
+
+def _updates(plan: Plan, sizes: Sizes) -> list[Segment]:
+    """The update of the weights, that of running statistics where there are any, and what of each tensor is clamped."""
+    table = [_update(plan, sizes.weights)] if sizes.weights else []
+    if sizes.statistics:
+        table.append(Segment("buffers", sizes.statistics, 64, FINE, MOST_STATISTIC))
+    if not plan.protection.update.rotated:
+        table.append(Segment(TENSORS_CLAMPED, sizes.tensors, 64, 1.0, float(sizes.parameters)))
+    return table
 
 
 def noised_counts(plan: Plan) -> list[Segment]:
@@ -89,11 +115,11 @@ def noised_counts(plan: Plan) -> list[Segment]:
     ]
 
 
-def tables_of(plan: Plan, *, parameters: int, features: int) -> dict[Purpose, tuple[Segment, ...]]:
+def tables_of(plan: Plan, sizes: Sizes) -> dict[Purpose, tuple[Segment, ...]]:
     """The table of every sum that a training makes; statistics only where features are standardised by them."""
-    first: tuple[Purpose, ...] = ("statistics",) if plan.sums_statistics(features) else ()
+    first: tuple[Purpose, ...] = ("statistics",) if plan.sums_statistics(sizes.features) else ()
     purposes: tuple[Purpose, ...] = (*first, "training", "evaluation")
-    return {purpose: segments_of(plan, purpose, parameters=parameters, features=features) for purpose in purposes}
+    return {purpose: segments_of(plan, purpose, sizes) for purpose in purposes}
 
 
 def first_model(plan: Plan, features: Sequence["Feature"], vector: NDArray[np.float32]) -> GlobalModel:
@@ -103,10 +129,86 @@ def first_model(plan: Plan, features: Sequence["Feature"], vector: NDArray[np.fl
     return GlobalModel(vector, from_bounds(features) if bounds else None, clip)
 
 
-def training_values(plan: Plan, examples: int, update: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:
+def statistics_values(
+    plan: Plan, features_array: NDArray[np.float32], features: Sequence["Feature"]
+) -> dict[str, NDArray[np.floating]]:
+    """What a site adds to the statistics, from (n, d) features: moments, and how many values the bounds clamp."""
+    values: dict[str, NDArray[np.floating]] = {"moments": moments(features_array, features)}
+    return values if plan.privacy.unit != "none" else values | {OUTSIDE: outside(features_array, features)}
+
+
+def weighed(plan: Plan, examples: int, update: NDArray[np.floating]) -> dict[str, NDArray[np.floating]]:
     """Weigh an update by the site's share of ``max_examples``, which is at most 1 (SPEC 3.5)."""
     weight = min(examples / plan.protection.max_examples, 1.0)
     return {"weight": np.array([weight]), "update": update * np.float32(weight)}
+
+
+def training_values(
+    plan: Plan, examples: int, update: NDArray[np.float32], layout: Layout
+) -> dict[str, NDArray[np.floating]]:
+    """A site's weight and weighed update, cut into weights and running statistics, and what will be clamped of it.
+
+    How much is clamped is known to the sum alone: beside it, it would tell of the site's data (SPEC 1).
+
+    Args:
+        plan: gives the ranges.
+        examples: how many the site has.
+        update: (d,) its vector after training minus the incoming one.
+        layout: the task's.
+    """
+    values = weighed(plan, examples, update)
+    cut = layout.split(values.pop("update"))
+    tensors = [(part.learnt, tensor) for part, tensor in zip(layout.parts, cut, strict=True)]
+    for name, learnt in CUT.items():
+        if entries := [tensor for is_learnt, tensor in tensors if is_learnt == learnt]:
+            values[name] = np.concatenate(entries)
+    if not plan.protection.update.rotated:
+        bounds = {True: plan.protection.update.max_abs, False: MOST_STATISTIC}
+        beyond = [(np.abs(tensor.astype(np.float64)) > bounds[learnt]).sum() for learnt, tensor in tensors]
+        values[TENSORS_CLAMPED] = np.array(beyond, np.float64)
+    return values
+
+
+def summed_update(values: Mapping[str, NDArray[np.float64]], layout: Layout) -> NDArray[np.float64]:
+    """Put the sums of weights and running statistics together again: (d,), as ``training_values`` has cut them."""
+    whole = np.empty(layout.sizes.parameters)
+    for name, learnt in CUT.items():
+        places = [place for part, place in zip(layout.parts, layout.split(whole), strict=True) if part.learnt == learnt]
+        for place, tensor in zip(places, _cut(values.get(name), places), strict=True):
+            place[:] = tensor
+    return whole
+
+
+def _cut(vector: NDArray[np.float64] | None, like: Sequence[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+    """Cut a vector into pieces as long as these."""
+    return [] if vector is None else np.split(vector, np.cumsum([len(one) for one in like])[:-1])
+
+
+def clamped_shares(values: Mapping[str, NDArray[np.floating]], layout: Layout, sites: int) -> dict[str, float]:
+    """The share of each tensor's entries that a sum over so many sites' work has clamped; without those of none.
+
+    A rotated update has no tensors: there it is the share of all entries.
+    """
+    if TENSORS_CLAMPED in values:
+        entries = {part.name: part.size for part in layout.parts}
+        counted = dict(zip(entries, values[TENSORS_CLAMPED], strict=True))
+    else:
+        entries, counted = {"update": layout.sizes.weights}, {"update": values[CLAMPED][0]}
+    whole = {name: sites * size for name, size in entries.items() if size}
+    return {name: float(counted[name]) / most for name, most in whole.items() if most and counted[name] > 0}
+
+
+def grid_noise(plan: Plan, sites: int, weight: float) -> float:
+    """What rounding adds to a weight of the next model, as a standard deviation: sqrt(sites / 6) / (scale * weight).
+
+    Rounding a fraction f up with probability f has the variance f (1 - f) grid steps squared, on average 1/6.
+
+    Args:
+        plan: gives the scale.
+        sites: how many have rounded.
+        weight: the sum of their weights, above 0.
+    """
+    return math.sqrt(sites / 6) / (plan.protection.update.scale * weight)
 
 
 def clip_of(plan: Plan, model: GlobalModel) -> float:
@@ -121,8 +223,8 @@ def clipped_values(
 
     With an adaptive clip also ``within``: 1/2 if the update is no longer than the clip, else -1/2.
     """
-    weighed = training_values(plan, examples, update.astype(np.float64) / clip)
-    joint = clip_vectors(site, np.concatenate([weighed["weight"], weighed["update"]]), 1.0)
+    parts = weighed(plan, examples, update.astype(np.float64) / clip)
+    joint = clip_vectors(site, np.concatenate([parts["weight"], parts["update"]]), 1.0)
     values: dict[str, NDArray[np.floating]] = {"weight": joint[:1], "update": joint[1:]}
     if plan.privacy.adaptive:
         values["within"] = np.array([0.5 if np.linalg.norm(update.astype(np.float64)) <= clip else -0.5])
@@ -146,28 +248,28 @@ def turned(
     return {**values, "update": update}
 
 
-def count_values(counts: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.floating]]:
+def count_values(counted: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.floating]]:
     """Name the ML layer's counts as segments."""
-    return {f"count.{name}": values for name, values in counts.items()}
+    return {f"count.{name}": values for name, values in counted.items()}
 
 
 def noised_count_values(
-    plan: Plan, site: str, counts: Mapping[str, NDArray[np.float64]]
+    plan: Plan, site: str, counted: Mapping[str, NDArray[np.float64]]
 ) -> dict[str, NDArray[np.floating]]:
     """Name the counts of an evaluation that is noised as segments.
 
     A record is in one cell. A site's cells together are clipped to the length that its noise is for.
     """
     if plan.privacy.unit == "site":
-        cells = np.concatenate([counts["positives"], counts["negatives"]])
+        cells = np.concatenate([counted["positives"], counted["negatives"]])
         positives, negatives = np.split(clip_vectors(site, cells, float(plan.most_evaluated)), 2)
-        counts = {**counts, "positives": positives, "negatives": negatives}
-    return count_values(counts)
+        counted = {**counted, "positives": positives, "negatives": negatives}
+    return count_values(counted)
 
 
 def counts_of(values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
     """Pick the ML layer's counts out of a decoded sum."""
-    return {count.name: values[f"count.{count.name}"] for count in COUNTS}
+    return {count.name: values[f"count.{count.name}"] for count in counts()}
 
 
 def noised_counts_of(values: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:

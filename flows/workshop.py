@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.plan import Plan
+from ml_tasks.layout import Sizes
 from protocols.contexts import Purpose
 
 Values = dict[str, NDArray[Any]]
@@ -70,15 +71,10 @@ class Worked:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a task is before it has read any data: its model vector's length and its features' public bounds."""
+    """What a task is before it has read any data: how long its sums are, and its features' public bounds."""
 
-    parameters: int
+    sizes: Sizes
     bounds: tuple[tuple[float, float], ...]
-
-    @property
-    def features(self) -> int:
-        """How many features are standardised."""
-        return len(self.bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +84,12 @@ class Checked:
     Attributes:
         wrong: every reason why plan, task and data do not fit, in full; empty where they do.
         examples: how many there are of each part: train, test, and validation where the task has it.
+        odd: what can be trained with and should be looked at, such as values outside of their declared bounds.
     """
 
     wrong: tuple[str, ...]
     examples: Mapping[str, int]
+    odd: tuple[str, ...] = ()
 
 
 class Workshop(Protocol):

@@ -47,4 +47,4 @@ def baseline(
     vector = training.initial_vector(task, seed)
     effort = dataclasses.replace(settings, steps=settings.steps * rounds)
     vector = vector + training.train(task, train, vector, standardisation, effort, seed)
-    return summarise(training.evaluate(task, test, vector, standardisation))
+    return summarise(training.evaluate(task, test, vector, standardisation), task.loss_cap)

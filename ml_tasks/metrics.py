@@ -1,9 +1,9 @@
 """Metrics of a binary classifier as additive counts, and what follows from their sum (SPEC 3.5).
 
 A site's counts are added to the other sites' in the secure sum; only the sum is turned into metrics, so no site's
-accuracy is ever seen. AUROC, AUPRC and calibration are not additive, but the histograms of the scores of each class
-are, and give them to within bounds that follow from the histograms too: `auroc_error_bound`, `auprc_bounds`, and half a
-bin for `calibration_error`.
+accuracy is ever seen. AUROC and AUPRC are not additive, but the histograms of the logits of each class are, and give
+them to within bounds that follow from the histograms too (`error_bounds`). The bins are equal in the logit and not in
+the score: of a rare outcome nearly all scores share the lowest bin of the score. Calibration is of sums of scores.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 LOSS_CAP = 16.0  # a wrong prediction at probability 1 - 1e-7: what lies beyond says little, and a sum needs a bound
-BINS = 512  # of the score, over [0, 1]
+REACH = 16.0  # the bins are of logits in [-REACH, REACH]: scores from 1e-7 to 1 - 1e-7; what lies beyond is in the last
+BINS = 2048  # of the logit: 1/64 wide, so that what they leave open of an AUROC is .002 or less for logits that spread
 MOST_POSITIVES = 2**24  # AUPRC takes some 40 bytes of memory for each positive
-CALIBRATION_BINS = 16  # wide enough that the share of positives in one means something
-MIDDLES = (np.arange(BINS) + 0.5) / BINS  # (BINS,) the scores that the bins stand for
+CALIBRATION_BINS = 64  # of the logit, half a unit wide, so that the share of positives in one means something
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +34,26 @@ class Count:
     integral: bool
 
 
-COUNTS = (
-    Count("examples", 1, 1.0, integral=True),
-    Count("loss", 1, LOSS_CAP, integral=False),
-    Count("correct", 1, 1.0, integral=True),
-    Count("positives", BINS, 1.0, integral=True),
-    Count("negatives", BINS, 1.0, integral=True),
-)
+def counts(loss_cap: float = LOSS_CAP) -> tuple[Count, ...]:
+    """Every count, in the order of the secure sum; an example's loss is capped to [-loss_cap, loss_cap]."""
+    return (
+        Count("examples", 1, 1.0, integral=True),
+        Count("loss", 1, loss_cap, integral=False),
+        Count("capped", 1, 1.0, integral=True),
+        Count("correct", 1, 1.0, integral=True),
+        Count("positives", BINS, 1.0, integral=True),
+        Count("negatives", BINS, 1.0, integral=True),
+        Count("scores", CALIBRATION_BINS, 1.0, integral=False),
+    )
 
 
 def count(
-    logits: NDArray[np.float32], targets: NDArray[np.float32], losses: NDArray[np.float32]
+    logits: NDArray[np.float32],
+    targets: NDArray[np.float32],
+    losses: NDArray[np.float32],
+    loss_cap: float = LOSS_CAP,
 ) -> dict[str, NDArray[np.float64]]:
-    """Count what the metrics of these examples need, one entry per `COUNTS`.
+    """Count what the metrics of these examples need, one entry per `counts`.
 
     The counts of two sets of examples add up to those of their union. An example is predicted positive above
     probability 0.5.
@@ -54,10 +61,12 @@ def count(
     Args:
         logits: (n,); n may be 0.
         targets: (n,), each 0 or 1.
-        losses: (n,); each is capped at `LOSS_CAP`.
+        losses: (n,).
+        loss_cap: what a loss is capped to.
 
     Returns:
-        examples, loss, correct of shape (1,); positives and negatives, histograms of the scores, of shape (BINS,).
+        examples, loss, capped (losses beyond the cap), correct of shape (1,); positives and negatives, histograms of
+        the logits, of shape (BINS,); scores, their sums by wider bins, of shape (CALIBRATION_BINS,).
 
     Raises:
         ValueError: if the shapes differ, a target is neither 0 nor 1, or a logit or loss is NaN.
@@ -69,51 +78,71 @@ def count(
     positive = targets == 1
     if not (positive | (targets == 0)).all():
         raise ValueError("a target is neither 0 nor 1")
-    bins = _bins(logits)
+    bins, losses64 = _bins(logits), losses.astype(np.float64)
+    wider = bins // (BINS // CALIBRATION_BINS)
     return {
         "examples": np.array([len(logits)], dtype=np.float64),
-        "loss": np.array([np.clip(losses.astype(np.float64), -LOSS_CAP, LOSS_CAP).sum()]),
+        "loss": np.array([np.clip(losses64, -loss_cap, loss_cap).sum()]),
+        "capped": np.array([(np.abs(losses64) > loss_cap).sum()], dtype=np.float64),
         "correct": np.array([((logits > 0) == positive).sum()], dtype=np.float64),
         "positives": np.bincount(bins[positive], minlength=BINS).astype(np.float64),
         "negatives": np.bincount(bins[~positive], minlength=BINS).astype(np.float64),
+        "scores": np.bincount(wider, scores_of(logits), minlength=CALIBRATION_BINS),
     }
 
 
-def summarise(counts: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
+def summarise(counts: Mapping[str, NDArray[np.float64]], loss_cap: float = LOSS_CAP) -> dict[str, float]:
     """Turn summed counts into metrics, and leave out those that are not defined.
 
     A site may have lied in its counts, and a sum that is confirmed cannot be made again: whatever the counts are, this
     neither fails nor takes much memory. Counts below zero are taken as zero.
 
+    Args:
+        counts: as `count` gives them.
+        loss_cap: what the losses were capped to.
+
     Returns:
-        examples; loss if there is one. Accuracy, calibration_error, observed_expected, auroc and auprc are of two
-        classes: they are there if there is an example of each, auprc for at most `MOST_POSITIVES` positives. Never
-        NaN.
+        examples; loss if there is one, and capped and loss_cap where it is of capped losses. Accuracy,
+        calibration_error, observed_expected, auroc and auprc are of two classes: they are there if there is an example
+        of each, auprc for at most `MOST_POSITIVES` positives. Never NaN.
     """
     examples = float(counts["examples"][0])
-    positives, negatives = np.maximum(counts["positives"], 0.0), np.maximum(counts["negatives"], 0.0)
+    positives, negatives, scores = (np.maximum(counts[name], 0.0) for name in ("positives", "negatives", "scores"))
     summary = {"examples": examples}
     if examples > 0:
         summary["loss"] = float(counts["loss"][0]) / examples
+    if (capped := float(counts["capped"][0])) > 0:
+        summary |= {"capped": capped, "loss_cap": loss_cap}
     if positives.sum() > 0 and negatives.sum() > 0:
         if examples > 0:
             summary["accuracy"] = float(counts["correct"][0]) / examples
-        summary["calibration_error"] = calibration_error(positives, negatives)
-        summary["observed_expected"] = observed_expected(positives, negatives)
+        summary["calibration_error"] = calibration_error(positives, negatives, scores)
+        if scores.sum() > 0:
+            summary["observed_expected"] = observed_expected(positives, scores)
         summary["auroc"] = auroc(positives, negatives)
         if positives.sum() <= MOST_POSITIVES:
             summary["auprc"] = auprc(positives, negatives)
     return summary
 
 
+def error_bounds(counts: Mapping[str, NDArray[np.float64]]) -> dict[str, tuple[float, float]]:
+    """What AUROC and AUPRC of the unbinned logits are within; of those that `summarise` gives."""
+    positives, negatives = np.maximum(counts["positives"], 0.0), np.maximum(counts["negatives"], 0.0)
+    if not (positives.sum() > 0 and negatives.sum() > 0):
+        return {}
+    value, error = auroc(positives, negatives), auroc_error_bound(positives, negatives)
+    bounds = {"auroc": (max(value - error, 0.0), min(value + error, 1.0))}
+    return bounds if positives.sum() > MOST_POSITIVES else bounds | {"auprc": auprc_bounds(positives, negatives)}
+
+
 def auroc(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> float:
     """Give the probability that a positive scores above a negative, where sharing a bin counts one half.
 
     With p_b positives and n_b negatives in bin b, P and N in all: sum_b p_b (sum_{a<b} n_a + n_b / 2) / (P N). This
-    differs from the AUROC of the unbinned scores (Hanley and McNeil 1982) by at most `auroc_error_bound`.
+    differs from the AUROC of the unbinned logits (Hanley and McNeil 1982) by at most `auroc_error_bound`.
 
     Args:
-        positives: (BINS,) histogram of the scores of the positive examples.
+        positives: (BINS,) histogram of the logits of the positive examples.
         negatives: (BINS,) the same of the negative ones.
 
     Raises:
@@ -165,30 +194,38 @@ def auprc_bounds(positives: NDArray[np.float64], negatives: NDArray[np.float64])
     return float(lowest.mean()), float(highest.mean())
 
 
-def calibration_error(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> float:
-    """Give the expected calibration error over `CALIBRATION_BINS` equal bins (Guo et al. 2017).
+def calibration_error(
+    positives: NDArray[np.float64], negatives: NDArray[np.float64], scores: NDArray[np.float64]
+) -> float:
+    """Give the expected calibration error over `CALIBRATION_BINS` equal bins of the logit (Guo et al. 2017).
 
-    That is the mean over the examples of |mean score - share of positives| in their bin; 0 is perfect. A score counts
-    as the middle of its narrow bin, so that this differs from the unbinned scores' by at most 1 / (2 BINS).
+    That is the mean over the examples of |mean score - share of positives| in their bin; 0 is perfect. Equal bins of
+    the score would put all of a rare outcome into one.
+
+    Args:
+        positives, negatives: (BINS,) histograms.
+        scores: (CALIBRATION_BINS,) sums of the scores.
 
     Raises:
         ValueError: if there are no examples.
     """
-    total = _total(positives, negatives)
-    excess = (positives + negatives) * MIDDLES - positives  # expected minus observed, in each narrow bin
-    return float(np.abs(excess.reshape(CALIBRATION_BINS, -1).sum(axis=1)).sum() / total)
+    total = float(positives.sum() + negatives.sum())
+    if not total > 0:
+        raise ValueError("calibration needs an example")
+    return float(np.abs(scores - positives.reshape(CALIBRATION_BINS, -1).sum(axis=1)).sum() / total)
 
 
-def observed_expected(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> float:
+def observed_expected(positives: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
     """Give the number of positives over the sum of the scores: calibration in the large.
 
-    Above 1 the model predicts too few, below too many. The sum is off by at most examples / (2 BINS).
+    Above 1 the model predicts too few, below too many.
 
     Raises:
-        ValueError: if there are no examples.
+        ValueError: if the scores do not add up to more than 0.
     """
-    _total(positives, negatives)
-    return float(positives.sum() / ((positives + negatives) * MIDDLES).sum())
+    if not (expected := float(scores.sum())) > 0:
+        raise ValueError("calibration needs an example")
+    return float(positives.sum()) / expected
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,13 +254,6 @@ def _precision(true: NDArray[np.int64], false: NDArray[np.int64] | NDArray[np.fl
     return np.asarray(true / (true + false), dtype=np.float64)
 
 
-def _total(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> float:
-    total = float(positives.sum() + negatives.sum())
-    if not total > 0:
-        raise ValueError("calibration needs an example")
-    return total
-
-
 def _pairs(positives: NDArray[np.float64], negatives: NDArray[np.float64]) -> float:
     pairs = float(positives.sum() * negatives.sum())
     if not pairs > 0:
@@ -237,4 +267,5 @@ def scores_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _bins(logits: NDArray[np.float32]) -> NDArray[np.int64]:
-    return np.minimum((scores_of(logits) * BINS).astype(np.int64), BINS - 1)
+    within = np.clip(logits.astype(np.float64), -REACH, REACH) + REACH
+    return np.minimum((within * (BINS / (2 * REACH))).astype(np.int64), BINS - 1)

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ml_tasks.metrics import CALIBRATION_BINS, auroc, auroc_error_bound, scores_of
+from ml_tasks.metrics import auroc, auroc_error_bound, scores_of
 
 BINS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 """Powers of two, so that a bin ends at one half and halves can be halved."""
+CALIBRATION_BINS = 16
+"""Equal bins of the score that the calibration error is taken over, at most."""
 CAPS = (16.0, 8.0, 4.0, 2.0)
 GRID = 2.0**20
 """A loss is cut to so many steps per unit before losses are added: their sum is exact, in whatever order."""

@@ -55,6 +55,12 @@ def moments(features_array: NDArray[np.float32], features: Sequence[Feature]) ->
     return np.stack([present.sum(axis=0), z.sum(axis=0), (z * z).sum(axis=0)], axis=1).reshape(-1)
 
 
+def outside(features_array: NDArray[np.float32], features: Sequence[Feature]) -> NDArray[np.float64]:
+    """Count the values of each feature that are outside of its declared bounds, as float32: (n, d) to (d,)."""
+    low, high = (np.array([getattr(feature, end) for feature in features], np.float32) for end in ("low", "high"))
+    return np.asarray(((features_array < low) | (features_array > high)).sum(axis=0), np.float64)
+
+
 def standardisation(summed_moments: NDArray[np.float64], features: Sequence[Feature]) -> Standardisation:
     """Turn summed moments into means and scales (the population's standard deviation).
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ml_tasks.metrics import LOSS_CAP
+
 MOST_WHOLE = 2**24
 """Up to here float32 holds every integer."""
 
@@ -140,6 +142,8 @@ class Task(abc.ABC):
         needs_data: False when the data are embedded in an installed package, so that `load` gets no folder.
         validates: True when `load` gives validation examples, on which rounds are then measured instead of `train`.
         features: the columns to standardise with securely summed statistics; empty for no standardisation.
+        loss_cap: an example's loss counts at most this in the metrics, since a sum needs a bound; how many are beyond
+            is counted. Raise it for losses that are no cross entropy, such as squared errors.
     """
 
     title: ClassVar[str]
@@ -147,6 +151,7 @@ class Task(abc.ABC):
     needs_data: ClassVar[bool] = True
     validates: ClassVar[bool] = False
     features: ClassVar[tuple[Feature, ...]] = ()
+    loss_cap: ClassVar[float] = LOSS_CAP
 
     @property
     def monitored(self) -> Literal["train", "validation"]:

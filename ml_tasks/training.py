@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
 from ml_tasks.averaging import check_model, load_vector, to_vector
+from ml_tasks.layout import Layout, layout_of
 from ml_tasks.metrics import count
 from ml_tasks.noised_metrics import Counting, count_noised
 from ml_tasks.tabular import Standardisation, apply
@@ -68,6 +69,18 @@ def initial_vector(task: Task, seed: int) -> NDArray[np.float32]:
         model = task.model()
     check_model(model)
     return to_vector(model)
+
+
+def describe(task: Task) -> Layout:
+    """Say what the task's sums are made of; what its model draws is drawn from a seed of its own.
+
+    Raises:
+        ValueError: if there is nothing to flatten (see `check_model`), or the cap of the loss is none.
+    """
+    with seeded(EVALUATION_SEED, torch.device("cpu")):
+        model = task.model()
+    check_model(model)
+    return layout_of(task, model)
 
 
 def train(
@@ -146,7 +159,7 @@ def evaluate(
             logits[rows], losses[rows] = predict(task, model, features[rows].to(device), targets[rows].to(device))
     if counting is not None:
         return count_noised(logits.numpy(), examples.targets, losses.numpy(), counting)
-    return count(logits.numpy(), examples.targets, losses.numpy())
+    return count(logits.numpy(), examples.targets, losses.numpy(), task.loss_cap)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,9 @@ from protocols.plain import check_submitted
 from protocols.receipt import Entry, Receipt, ReceiptError, chain_start
 from protocols.secagg_site import check_advert
 
+VECTOR = frozenset({"update", "buffers"})
+"""The segments of a training's sum that carry the model's vector (SPEC 3.5)."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -209,7 +212,7 @@ def check_confirmed(receipt: Receipt) -> None:
 def check_tables(receipt: Receipt, consortium: Consortium, terms: Terms) -> None:
     """Check each sum's segments and rule 4 (SPEC 3.5, 8), and that the tensors make a vector of that length."""
     lengths = {
-        f"rounds[{place}].context.segments": sum(one.length for one in entry.context.segments if one.name == "update")
+        f"rounds[{place}].context.segments": sum(one.length for one in entry.context.segments if one.name in VECTOR)
         for place, entry in enumerate(receipt.rounds)
         if entry.context.purpose == "training"
     }

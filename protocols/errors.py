@@ -8,6 +8,7 @@
     ├── RingTooSmall           the sum could overflow its ring; raised before anything runs
     ├── BelowThreshold         too few sites are left to make a sum
     ├── TooManyFailed          more sites' local work failed than the plan allows; nobody learns whose
+    ├── TooMuchClamped         more of a tensor was clamped to its range than the plan allows
     └── BadDealer              a site's shares do not give the secret that it committed to
 
 A programmer's mistake is a ValueError. Every field goes to ``super().__init__``, so that the errors pickle.
@@ -53,6 +54,10 @@ class BelowThreshold(ProtocolError):
 
 class TooManyFailed(ProtocolError):
     """More sites contributed nothing to a sum, since their local work failed, than the plan allows (SPEC 6.3)."""
+
+
+class TooMuchClamped(ProtocolError):
+    """A sum has clamped more of a tensor's entries than the plan allows: its mean is of bounds (SPEC 6.3)."""
 
 
 class BadDealer(ProtocolError):

@@ -134,7 +134,40 @@ BEFORE_THE_SUM: tuple[Mutant, ...] = (
     ),
 )
 
+TABLES = ("tests/flows/test_tables.py",)
+
 FINDINGS: tuple[Mutant, ...] = (
+    # Numbers that are not so.
+    Mutant("numbers", "flows/tables.py", "False: MOST_STATISTIC}", "False: plan.protection.update.max_abs}", TABLES),
+    Mutant(
+        "numbers",
+        "flows/tables.py",
+        '            if unit == "none":\n                table.append(',
+        "            if True:\n                table.append(",
+        TABLES,
+    ),
+    Mutant("numbers", "ml_tasks/layout.py", "name in weights)", "True)", ("tests/ml_tasks/test_layout.py",)),
+    Mutant(
+        "numbers",
+        "ml_tasks/metrics.py",
+        '"capped": np.array([(np.abs(losses64) > loss_cap).sum()], dtype=np.float64)',
+        '"capped": np.zeros(1)',
+        ("tests/ml_tasks/test_metrics.py",),
+    ),
+    Mutant(
+        "numbers",
+        "flows/checkpoint.py",
+        "not best.capped and ",
+        "",
+        ("tests/flows/test_checkpoint.py",),
+    ),
+    Mutant(
+        "numbers",
+        "flows/federated_training.py",
+        "        check_clamped(plan, finished)\n",
+        "",
+        ("tests/flows/test_training.py",),
+    ),
     Mutant(
         "noised-metrics",
         "ml_tasks/noised_metrics.py",
@@ -170,7 +203,7 @@ FINDINGS: tuple[Mutant, ...] = (
         "return",
         WORK,
     ),
-    Mutant("1", "flows/site.py", "        check_model(model, described.bounds)\n", "", WORK),
+    Mutant("1", "flows/site.py", "        check_model(model, agreed.described.bounds)\n", "", WORK),
     Mutant(
         "5",
         "flows/local_work.py",

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -124,10 +125,12 @@ def perform(work: "LocalWork", order: Frame) -> Frame:
     match words["do"]:
         case "describe":
             described = work.described
-            return Frame({"parameters": described.parameters, "bounds": described.bounds})
+            return Frame({"sizes": asdict(described.sizes), "bounds": described.bounds})
         case "check":
             found = work.check()
-            return Frame({"reasons": [reason[:MOST_TEXT] for reason in found.wrong], "examples": dict(found.examples)})
+            texts = {"reasons": found.wrong, "odd": found.odd}
+            cut = {name: [text[:MOST_TEXT] for text in given] for name, given in texts.items()}
+            return Frame({**cut, "examples": dict(found.examples)})
         case _:
             asked = WorkOrder(
                 purpose=words["purpose"],

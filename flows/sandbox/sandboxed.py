@@ -6,10 +6,12 @@ the site's own log and nowhere else.
 """
 
 import contextlib
+import math
 import os
 import re
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from flows.sandbox import landlock, view
 from flows.sandbox.frames import Frame, FrameError, receive, send
 from flows.sandbox.parent import START_S, Child, Rules, WarmParent, keep_output
 from flows.workshop import Checked, Described, Worked, WorkFailed, WorkOrder
+from ml_tasks.layout import Sizes
 
 BESIDE_MODEL = 2**20
 """Bytes of an answer beside vectors of the model's length: weight, counts, moments."""
@@ -80,6 +83,21 @@ class SandboxedWorkshops:
                 self._parents.popitem()[1].close()
 
 
+def _sizes(words: object) -> Sizes:
+    """The sizes that a child has told.
+
+    Raises:
+        TypeError, ValueError, OverflowError: these are none.
+    """
+    if not isinstance(words, dict):
+        raise TypeError("no sizes")
+    cap = float(words.pop("loss_cap"))
+    sizes = Sizes(**{str(name): int(number) for name, number in words.items()}, loss_cap=cap)
+    if min(asdict(sizes).values()) < 0 or not 0 < cap < math.inf:
+        raise ValueError("no sizes")
+    return sizes
+
+
 class Sandboxed:
     """One training's local work at one site, in a locked child. See ``flows.workshop.Workshop``."""
 
@@ -94,20 +112,21 @@ class Sandboxed:
         words = self._ask(Frame({"do": "describe"}), limit_s, most=0).words
         try:
             bounds = tuple((float(low), float(high)) for low, high in words["bounds"])
-            return Described(int(words["parameters"]), bounds)
+            return Described(_sizes(words["sizes"]), bounds)
         except (KeyError, TypeError, ValueError, OverflowError):
             raise self._lied("what describes no task") from None
 
     def check(self, limit_s: float) -> Checked:
         """As ``Workshop``."""
         words = self._ask(Frame({"do": "check"}), limit_s, most=0).words
-        reasons, examples = words.get("reasons"), words.get("examples")
-        if not isinstance(reasons, list) or not isinstance(examples, dict):
+        reasons, odd, examples = words.get("reasons"), words.get("odd"), words.get("examples")
+        if not isinstance(reasons, list) or not isinstance(odd, list) or not isinstance(examples, dict):
             raise self._lied("no reasons")
         if not reasons and not {"train", "test"} <= examples.keys():
             raise self._lied("no numbers of examples")
         try:
-            return Checked(tuple(map(str, reasons)), {str(part): int(number) for part, number in examples.items()})
+            numbers = {str(part): int(number) for part, number in examples.items()}
+            return Checked(tuple(map(str, reasons)), numbers, tuple(map(str, odd)))
         except (TypeError, ValueError, OverflowError):
             raise self._lied("no numbers of examples") from None
 

@@ -17,6 +17,7 @@ from flows.plan import Plan, make_plan
 from flows.policy import Policy
 from flows.site import Site
 from flows.tables import segments_of
+from ml_tasks.layout import Sizes
 from protocols.contexts import AttemptContext, Purpose, sha256
 from protocols.encoding import CLAMPED, Segment
 from protocols.keys import Consortium, Identity
@@ -56,7 +57,7 @@ class Play:
         rules = plan.protection
         keys = {site: self.consortium.sites[site] for site in plan.sites}
         model = sha256("model", f"{round_}")
-        table = segments_of(plan, purpose, parameters=3, features=2)
+        table = segments_of(plan, purpose, Sizes(weights=3, tensors=2, features=2))
         return AttemptContext(
             purpose, "trial", round_, attempt, plan.digest, keys, rules.threshold, rules.colluding, model, table, {}
         )

@@ -239,7 +239,7 @@ def test_between_two_orders_nothing_of_a_task_runs(workshops, targets) -> None:
     (folder / "attempt.json").write_text(json.dumps(targets | {"attempts": []}))
     sandboxed = workshops(escape_plan(), "ann", folder)
     try:
-        assert sandboxed.describe(60).parameters == 3
+        assert sandboxed.describe(60).sizes.parameters == 3
         child = sandboxed._child
         assert child is not None
         if not workshops.rules.bubblewrap:  # else it has another number outside

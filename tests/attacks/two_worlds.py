@@ -37,6 +37,7 @@ from flows.policy import Policy
 from flows.privacy import shares_of
 from flows.site import Site
 from flows.tables import segments_of
+from ml_tasks.layout import Sizes
 from ml_tasks.tabular import Standardisation
 from ml_tasks.task import DataError, Examples, Feature, SiteData, Task
 from protocols import secagg_site
@@ -364,7 +365,7 @@ class Coordinator:
     def context(self, move: Move) -> AttemptContext:
         """The attempt context of a move, on whatever model the move has."""
         plan = self.world.plan
-        table = segments_of(plan, move.purpose, parameters=3, features=2)
+        table = segments_of(plan, move.purpose, Sizes(weights=3, tensors=2, features=2))
         rules = plan.protection
         return AttemptContext(
             purpose=move.purpose,

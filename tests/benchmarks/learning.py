@@ -35,7 +35,17 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from flows.plan import Plan, PlanError, read_plan
-from flows.tables import FAILED, count_values, counts_of, rounding_key, segments_of, training_seed, training_values
+from flows.tables import (
+    FAILED,
+    count_values,
+    counts_of,
+    rounding_key,
+    segments_of,
+    statistics_values,
+    summed_update,
+    training_seed,
+    training_values,
+)
 from ml_tasks import tabular, training
 from ml_tasks.averaging import FedAvg, load_vector
 from ml_tasks.baselines import pool
@@ -55,14 +65,14 @@ Vector = NDArray[np.float32]
 Values = Mapping[str, NDArray[np.floating]]
 Sum = Callable[[Plan, Purpose, int, Mapping[str, Values]], Mapping[str, NDArray[np.float64]]]
 TASK = Eicu()
-PARAMETERS = training.initial_vector(TASK, 0).size
+LAYOUT = training.describe(TASK)
 
 
 def secure_sum(
     plan: Plan, purpose: Purpose, number: int, values: Mapping[str, Values]
 ) -> Mapping[str, NDArray[np.float64]]:
     """Encode, add in the rings, decode: bit for bit what the secure sum of these sites gives."""
-    table = segments_of(plan, purpose, parameters=PARAMETERS, features=len(TASK.features))
+    table = segments_of(plan, purpose, LAYOUT.sizes)
     total = np.zeros(vector_bytes(table), np.uint8)
     for site, contribution in values.items():
         contribution = {**contribution, FAILED: np.zeros(1)}
@@ -89,7 +99,7 @@ def federate(
         plan,
         "statistics",
         0,
-        {site: {"moments": tabular.moments(e.features, TASK.features)} for site, e in train.items()},
+        {site: statistics_values(plan, e.features, TASK.features) for site, e in train.items()},
     )
     scaled = tabular.standardisation(sums["moments"], TASK.features)
     vector, settings = training.initial_vector(TASK, plan.seed), LocalTraining(**plan.local.model_dump())
@@ -98,9 +108,9 @@ def federate(
         for site, examples in train.items():
             update = training.train(TASK, examples, vector, scaled, settings, training_seed(plan, site, number))
             measured = count_values(training.evaluate(TASK, examples, vector, scaled))
-            values[site] = {**training_values(plan, len(examples), update), **measured}
+            values[site] = {**training_values(plan, len(examples), update, LAYOUT), **measured}
         sums = add_up(plan, "training", number, values)
-        vector = FedAvg().apply(vector, sums["update"], float(sums["weight"][0]))
+        vector = FedAvg().apply(vector, summed_update(sums, LAYOUT), float(sums["weight"][0]))
     counts = {site: count_values(training.evaluate(TASK, e, vector, scaled)) for site, e in test.items()}
     return vector, scaled, summarise(counts_of(add_up(plan, "evaluation", plan.rounds + 1, counts)))
 

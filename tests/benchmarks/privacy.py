@@ -40,6 +40,7 @@ from ml_tasks.averaging import PrivateStep, load_vector, to_vector
 from ml_tasks.baselines import pool
 from ml_tasks.eicu import Eicu
 from ml_tasks.heart import HeartDisease
+from ml_tasks.layout import Sizes
 from ml_tasks.private import clipped_sum, count_units
 from ml_tasks.tabular import Standardisation, apply, from_bounds
 from ml_tasks.task import Examples, SiteData, Task
@@ -121,7 +122,7 @@ def plan_of(study: Study, epsilon: float, delta: float, train: int) -> Plan:
 
 def noised_sum(plan: Plan, purpose: Purpose, values: Sequence[Values], parameters: int, features: int) -> Values:
     """Encode, noise, add in the rings and decode: what the secure sum of these sites gives."""
-    table = segments_of(plan, purpose, parameters=parameters, features=features)
+    table = segments_of(plan, purpose, Sizes(weights=parameters, features=features))
     shares, total = shares_of(plan, purpose, table), np.zeros(vector_bytes(table), np.uint8)
     for one in values:
         vector = encode("site", one, table, system_entropy(KEY_BYTES), count_clamped=False)
@@ -146,7 +147,7 @@ def distributed(plan: Plan, task: Task, sites: Sequence[SiteData], start: Vector
 
 def realised_noise(plan: Plan, parameters: int, features: int, sites: int) -> float:
     """The noise multiplier of a step's sum, in clips, with so many sites there."""
-    table = segments_of(plan, "training", parameters=parameters, features=features)
+    table = segments_of(plan, "training", Sizes(weights=parameters, features=features))
     return shares_of(plan, "training", table)["update"] * math.sqrt(sites) / table[0].scale
 
 

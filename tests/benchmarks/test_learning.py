@@ -11,7 +11,7 @@ import pytest
 from flows.plan import read_plan
 from flows.tables import segments_of
 from ml_tasks.eicu_tables import REGIONS
-from tests.benchmarks.learning import PARAMETERS, PLAN, TASK, float_sum, secure_sum
+from tests.benchmarks.learning import LAYOUT, PLAN, float_sum, secure_sum
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def test_the_plan_names_the_five_regions_and_survives_one_dropout() -> None:
 
 def test_the_secure_sum_differs_from_the_float_sum_by_a_grid_step_a_site_at_most() -> None:
     plan, generator = read_plan(PLAN), np.random.default_rng(1)
-    table = segments_of(plan, "training", parameters=PARAMETERS, features=len(TASK.features))[:-1]
+    table = segments_of(plan, "training", LAYOUT.sizes)[:-1]
     values = {
         site: {
             segment.name: np.floor(generator.uniform(0, 50, segment.length))

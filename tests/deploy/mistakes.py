@@ -224,3 +224,33 @@ class Tied(Sound):
         first, second = nn.Linear(COLUMNS, COLUMNS), nn.Linear(COLUMNS, COLUMNS)
         second.weight = first.weight
         return nn.Sequential(first, second, nn.Linear(COLUMNS, 1))
+
+
+class Odd(Sound):
+    """Nothing that stops a training: one class only at a site, values beyond their bounds."""
+
+    features = tuple(Feature(name, -4, 4) for name in ("age", "lactate", "sodium", "glucose", "pulse"))
+
+    def arrays(self, site: str, part: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        features, targets = super().arrays(site, part)
+        if part == "train" and site == "bob":
+            features[:3, 1] = 4.5
+        return features, targets if site != "cat" else np.zeros(ROWS)
+
+
+class Unmeasured(Sound):
+    """A value that is no measurement, at one site."""
+
+    def arrays(self, site: str, part: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        features, targets = super().arrays(site, part)
+        if site == "bob":
+            features[3, 1] = 1e30
+        return features, targets
+
+
+class NamedUnmeasured(Unmeasured):
+    features = Odd.features
+
+
+class Uncapped(Sound):
+    loss_cap = float("inf")

@@ -97,6 +97,26 @@ def test_of_many_that_claim_a_place_at_once_one_gets_it(tmp_path: Path) -> None:
     assert claim(tmp_path / "place", got[0]) and [path.name for path in tmp_path.iterdir()] == ["place"]
 
 
+def test_the_results_leave_out_what_does_not_apply_and_name_what_is_odd_about_each_sum() -> None:
+    first = RoundRecord(
+        "training",
+        1,
+        1,
+        ("ann",),
+        {},
+        {"loss": 0.5},
+        1.0,
+        2.0,
+        3,
+        clamped_shares={"1.running_var": 0.034, "bias": 0.001},
+    )
+    final = RoundRecord("evaluation", 2, 1, ("ann",), {}, {"examples": 0.0}, 1.0, 2.0, 3)
+    text = results(Report("t", "0" * 64, "train", None, (first,), final, None, False))
+    assert "| sum | sites | without | loss | epsilon |" in text and "auroc" not in text
+    assert "- training 1.1: `clamped to their range: 3% of 1.running_var: lower local.learning_rate" in text
+    assert text.count("no site has a test example") == 1
+
+
 @pytest.mark.parametrize("bite", BITES)
 def test_what_a_site_writes_is_text_in_the_table_of_results(bite: str) -> None:
     record = RoundRecord("training", 1, 1, ("ann", "bob"), {"cat": f"refused mask: {bite}"}, {}, 1.0, 2.0, 3)

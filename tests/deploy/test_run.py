@@ -17,7 +17,7 @@ from ml_tasks.averaging import load_vector, to_vector
 from ml_tasks.breast_cancer import BreastCancer
 from ml_tasks.metrics import summarise
 from ml_tasks.tabular import Standardisation
-from ml_tasks.training import evaluate, initial_vector
+from ml_tasks.training import describe, evaluate
 from tests.deploy.command import fedseal, refused
 from tests.flows.tasks import SITES
 
@@ -125,7 +125,7 @@ def test_the_console_script_and_its_exit_code_work_from_another_folder(home: Pat
         (("--set", "task=no_such.module:Task"), "is not installed"),
         (("--set", "task=json:JSONDecoder"), "not a subclass of ml_tasks.task.Task"),
         (("--set", "protection.update.bits=16"), "does not stay below 2^15"),
-        (("--set", "protection.max_examples=1000000000"), "does not stay below 2^31"),
+        (("--set", "protection.max_examples=1000000000"), "does not stay below 2^31: lower protection.max_examples"),
         (("--json", "/no/such/folder/report.json"), "cannot be written there"),
         (("--data", "/no/such/folder"), "there is no such folder"),
     ],
@@ -180,7 +180,7 @@ def test_plan_tells_what_a_training_costs_as_a_training_does(home: Path, tmp_pat
     assert fedseal("run", "--set", "rounds=1", "--no-baselines", "--json", tmp_path / "report.json")[0] == 0
     report = json.loads((tmp_path / "report.json").read_text())
     plan = read_plan(EXAMPLE)
-    prices = {one.purpose: one for one in price(plan, BreastCancer(), initial_vector(BreastCancer(), 0).size)}
+    prices = {one.purpose: one for one in price(plan, describe(BreastCancer()).sizes)}
     for purpose, record in (
         ("statistics", report["statistics"]),
         ("training", report["rounds"][0]),

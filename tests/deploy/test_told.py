@@ -69,6 +69,9 @@ def plan(folder: Path, task: str) -> Path:
             "InfiniteFeatures",
             "^bob: train: 2 of 12 examples have an infinite value, in column 1, column 2: mend the data",
         ),
+        ("Unmeasured", "^bob: train: 1 of 12 examples have a value beyond 1e.09, in column 1: mend the data"),
+        ("NamedUnmeasured", "^bob: train: .*1000 times the width of its declared bounds away, in feature lactate: "),
+        ("Uncapped", "cannot be made: ValueError: loss_cap is inf: give the largest loss"),
         ("NamedInfiniteFeatures", "^bob: train: .*in feature lactate, feature sodium: "),
         (
             "TooFewFeatures",
@@ -100,6 +103,43 @@ def test_sites_that_add_nothing_are_named_before_the_training(tmp_path: Path, ca
         "fedseal: bob: no examples to train on: this adds nothing to the model",
         "fedseal: no site has an example to be tested on: there will be no final metrics",
     ]
+
+
+def test_what_is_odd_about_the_data_is_said_before_the_training(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    checked = read_plan(plan(tmp_path, "Odd"))
+    runs.check_data(checked, runs.Options(None, None, False))
+    bounds = "its declared bounds: the statistics clamp them, the model sees them as they are"
+    assert capsys.readouterr().err.splitlines() == [
+        f"fedseal: bob: train: 3 of 12 values of lactate are outside of [-4, 4], {bounds}",
+        "fedseal: cat: train: all 12 targets are of one class",
+        "fedseal: cat: test: all 12 targets are of one class",
+    ]
+
+
+def test_a_step_that_would_be_clamped_is_said_before_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    checked = read_plan(plan(tmp_path, "Sound"), ["local.learning_rate=1e9"])
+    runs.check_data(checked, runs.Options(None, None, False))
+    said = "fedseal: ann, bob, cat: train: one step is clamped to its range, 100% of weight, 100% of bias: lower local."
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(("most", "said"), [(10_000_000, 1), (10_000, 0)])
+def test_a_bound_on_the_examples_that_drowns_the_update_is_said_of_the_plan_alone(
+    most: int, said: int, home: Path, tmp_path: Path
+) -> None:
+    wanted = f"with fewer than 6,743 training examples in all, rounding adds more than 0.001 .*max_examples .{most:,}."
+    _, out, err = fedseal("plan", plan(tmp_path, "Sound"), "--set", f"protection.max_examples={most}")
+    assert len(re.findall(wanted, " ".join((out + err).split()))) == said
+
+
+def test_a_bound_that_only_these_data_fall_short_of_is_said_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    checked = read_plan(plan(tmp_path, "Sound"), ["protection.max_examples=1000000"])
+    runs.check_data(checked, runs.Options(None, None, False))
+    assert "fedseal: with 36 training examples in all, rounding adds" in capsys.readouterr().err
 
 
 def test_what_a_task_prints_is_not_on_standard_output(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

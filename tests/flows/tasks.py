@@ -86,3 +86,35 @@ class Broken(Tiny):
         if site == "bob":
             raise DataError("table.csv: line 3 has 4 columns, not 14: mend the file")
         return super().load(folder, site)
+
+
+class RawNorm(Tiny):
+    """Laboratory values in raw units, about 5,000, standardised by nothing but the model's own batch norm."""
+
+    features = ()
+
+    def load(self, folder: Path | None, site: str) -> SiteData:
+        generator = np.random.default_rng(SITES.index(site))
+        standard = generator.normal(size=(240, 2))
+        targets = (standard[:, 0] + generator.normal(size=240) > 0).astype(np.float32)
+        features = (5000 + 300 * standard).astype(np.float32)
+        return SiteData(Examples(features[:160], targets[:160]), Examples(features[160:], targets[160:]))
+
+    def model(self) -> nn.Module:
+        return nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+
+
+class Squared(Tiny):
+    """A loss in squared units, far beyond what a cross entropy comes to."""
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return (100 * (logits - targets - 9)) ** 2
+
+
+class Far(Tiny):
+    """One value of 1e30 at one site, and some beyond their bounds at another."""
+
+    def load(self, folder: Path | None, site: str) -> SiteData:
+        data = super().load(folder, site)
+        data.train.features[0, 1] = {"cat": 1e30, "dan": 5.0}.get(site, data.train.features[0, 1])
+        return data

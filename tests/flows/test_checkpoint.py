@@ -197,6 +197,20 @@ def test_the_training_stops_when_the_metric_has_not_improved_and_keeps_the_best_
     checkpoint.close()
 
 
+def test_losses_at_their_cap_stop_nothing_and_the_first_that_is_whole_is_the_best(tmp_path: Path) -> None:
+    plan = plan_for(stopping={"patience": 2, "keep": "best"}, rounds=9)
+    checkpoint = Checkpoint.create(tmp_path, "tiny", plan, GlobalModel(np.full(3, 1, np.float32)))
+    for round_, loss in enumerate((16.0, 16.0, 16.0, 16.0, 0.7, 0.9, 16.0), 1):
+        assert not checkpoint.progress.stopped
+        capped = {"capped": 60.0, "loss_cap": 16.0} if loss == 16.0 else {}
+        record = replace(record_of(round_, loss), metrics={"loss": loss} | capped)
+        commit(checkpoint, plan, record, GlobalModel(np.full(3, round_ + 1, np.float32)))
+    assert checkpoint.progress.stopped, "a loss beyond the cap is no improvement on one that is whole"
+    assert checkpoint.progress.best is not None
+    assert (checkpoint.progress.best.round, checkpoint.progress.best.value) == (5, 0.7)
+    checkpoint.close()
+
+
 def test_a_training_that_stops_early_says_so_and_evaluates_its_best_model(tmp_path: Path) -> None:
     """So small a step changes the model and no prediction: the accuracy of round 1 is never improved on."""
     local = {"steps": 1, "batch_size": 99, "learning_rate": 1e-4}

@@ -1,5 +1,6 @@
 """A plan's privacy: what it comes to for every survivor set, what a site charges, adds and refuses."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
@@ -15,9 +16,10 @@ from flows.local_work import LocalWork
 from flows.messages import AskWork
 from flows.plan import Plan, PlanError, make_plan
 from flows.policy import BudgetTable
-from flows.privacy import affordable_rounds, check_privacy, clips, planned_epsilon, shares_of
+from flows.privacy import affordable_rounds, cautions, check_privacy, clips, planned_epsilon, shares_of
 from flows.tables import clipped_values, tables_of
 from flows.workshop import WorkOrder
+from ml_tasks.layout import Sizes
 from ml_tasks.noised_metrics import WIDEST
 from protocols.encoding import CLAMPED, vector_bytes
 from protocols.errors import BadInput, RingTooSmall
@@ -81,7 +83,7 @@ def test_every_survivor_set_costs_at_most_what_was_planned(privacy: dict[str, ob
 def recomputed(plan: Plan, honest: int) -> float:
     """Epsilon from the shares of so many sites, rounding counted as an addition of sqrt(length) grid steps."""
     accountant = RdpAccountant(range(2, 200), dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    for purpose, table in tables_of(plan, parameters=3, features=2).items():
+    for purpose, table in tables_of(plan, Sizes(weights=3, features=2)).items():
         shares, groups = shares_of(plan, purpose, table), clips(plan, purpose, table)
         rounds, rate = (plan.rounds, plan.privacy.sampling_rate) if purpose == "training" else (1, 1.0)
         assert sorted(name for one in groups for name in one.names) == sorted({one.name for one in table} - {CLAMPED})
@@ -119,6 +121,13 @@ def test_less_noise_than_epsilon_takes_is_refused_with_the_numbers() -> None:
         ({"privacy": SITES_PRIVACY | {"sampling_rate": 0.5}}, "set sampling_rate = 1"),
         ({"privacy": SITES_PRIVACY | {"least_weight": 0}}, "needs epsilon and least_weight"),
         ({"stopping": {"patience": 1}}, "no round is measured"),
+        ({"privacy": PRIVACY | {"delta": 0.5}}, r"delta \(0.5\) allows .* less than one over the 40 examples .* 0.025"),
+        ({"privacy": SITES_PRIVACY | {"delta": 0.01}}, "less than one over the 1,000 examples"),
+        ({"privacy": PRIVACY | {"expected_batch": 20_001.0}}, r"expected_batch \(20001\) is more than the 20000 that"),
+        ({"privacy": PRIVACY | {"expected_batch": 0.5}}, "most steps would sample no record"),
+        ({"privacy": SITES_PRIVACY | {"least_weight": 5.0}}, "more than the 4 that the weights"),
+        ({"privacy": PRIVACY | {"clip": 1e-6}}, r"clip \(1e-06\) is too small: .* at most 2e-07"),
+        ({"privacy": SITES_PRIVACY | {"clip": 1e-4}}, "too small"),
         ({"protection": {"protocol": "plain", "allow_insecure": True}}, "needs secure aggregation"),
     ],
 )
@@ -126,6 +135,16 @@ def test_a_plan_that_cannot_be_private_is_refused_in_one_line(fields: dict[str, 
     with pytest.raises(PlanError, match=reason) as caught:
         private(**fields)
     assert "\n" not in str(caught.value)
+
+
+def test_noise_that_moves_the_model_further_than_its_gradients_can_is_warned_of_with_the_number() -> None:
+    assert cautions(private(rounds=100), 3) == []
+    (said,) = cautions(private(), 10_000)
+    assert re.match(r"the noise moves the model \d+ times as far as 2 steps .*privacy.expected_batch", said)
+    (said,) = cautions(private({"clip": 1e5}, rounds=100), 3)
+    assert re.match(r"the noise moves each weight by \d[\d.e+]* in all rounds: .*privacy.clip \(100000\)", said)
+    sites = {"privacy": SITES_PRIVACY, "local": {"steps": 3}}
+    assert ["privacy.least_weight" in said for said in cautions(plan_for(**sites), 3)] == [True, True]
 
 
 def test_a_ring_too_small_for_the_noise_is_refused() -> None:
@@ -238,7 +257,7 @@ def test_a_rotated_update_in_16_bits_takes_two_bytes_a_parameter_and_learns_the_
             models.append(run.live.checkpoint.model.vector)
     assert 0 < np.abs(models[0] - models[1]).max() < 0.02
     ring = {"bits": 16, "scale": 2.0**8, "max_abs": 1.0, "rotated": True}
-    table = tables_of(private(protection={"update": ring}), parameters=10**6, features=2)["training"]
+    table = tables_of(private(protection={"update": ring}), Sizes(weights=10**6, features=2))["training"]
     assert vector_bytes(table) <= 2.01 * 10**6
 
 
@@ -250,7 +269,7 @@ def test_the_sum_of_a_step_is_the_gradients_and_noise_of_the_planned_size(tmp_pa
         run.train()
         moved = run.live.checkpoint.model.vector - before
     step = plan.local.learning_rate * plan.privacy.clip / plan.privacy.expected_batch
-    table = tables_of(plan, parameters=3, features=2)["training"]
+    table = tables_of(plan, Sizes(weights=3, features=2))["training"]
     sigma = shares_of(plan, "training", table)["update"] * 2.0 / table[0].scale  # of four sites
     spread = step * sigma * np.sqrt(10)
     most = step * 10 * 60  # the gradients of at most 60 records, each of length 1

@@ -9,8 +9,11 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from flows.collect import Unfinished
+from flows.report import notes
+from ml_tasks.baselines import baseline, pool
+from ml_tasks.training import LocalTraining
 from protocols.encoding import decode, encode
-from protocols.errors import BadInput, BelowThreshold, TooManyFailed
+from protocols.errors import BadInput, BelowThreshold, TooManyFailed, TooMuchClamped
 from tests.flows.consortium import always, at, plan_for, trial
 from tests.flows.server import graph_nodes
 from tests.flows.tasks import LEAK, SITES
@@ -143,6 +146,58 @@ def test_as_many_sites_may_fail_as_the_plan_allows_and_the_model_is_the_others(t
     assert report.rounds[0].survivors == SITES
     assert np.isfinite(with_failure).all()
     assert report.rounds[0].metrics["examples"] > 0
+
+
+def test_a_value_of_1e30_fails_its_site_s_work_and_what_is_outside_of_its_bounds_is_counted(tmp_path: Path) -> None:
+    with trial(tmp_path, plan_for("Far", rounds=1, max_failed=1)) as run:
+        report = run.train()
+        failures = run.local.failures(run.live.training)
+    assert report.statistics is not None and report.statistics.outside == {"second": 2}
+    assert [record.failed for record in report.records] == [0, 1, 0]
+    (reason,) = failures.values()
+    assert "more than 1000 times the width of its declared bounds away, in feature second" in reason
+    assert "1e+30" not in reason and "1e30" not in reason
+
+
+def test_a_training_whose_updates_are_clamped_stops_and_says_what_to_set(tmp_path: Path) -> None:
+    fields = {"rounds": 2, "local": {"steps": 3, "learning_rate": 1e9}}
+    with trial(tmp_path / "a", plan_for(**fields)) as run:
+        with pytest.raises(TooMuchClamped) as caught:
+            run.train()
+        assert len(run.live.checkpoint.progress.records) == 2, "the statistics and the first round"
+        assert run.live.checkpoint.progress.records[-1].clamped_shares == {"weight": 1.0, "bias": 1.0}
+    for words in ("100% of weight", "100% of bias", "max_clamped", "local.learning_rate (1e+09)", "max_abs (8)"):
+        assert words in str(caught.value)
+    with trial(tmp_path / "a", plan_for(**fields)) as again, pytest.raises(TooMuchClamped):
+        again.train()  # resumed, it does not go on either
+    with trial(tmp_path / "b", plan_for(**fields, max_clamped=1)) as run:
+        report = run.train()
+    assert "clamped to their range: 100% of" in notes(report.rounds[0])[0]
+
+
+def test_running_statistics_of_raw_inputs_cost_no_auroc(tmp_path: Path) -> None:
+    """Findings D1: AUROC .500 where every site alone had .84, with variances of 10^5 clamped to 8."""
+    plan = plan_for("RawNorm", rounds=5, local={"steps": 20}, protection={"max_examples": 600})
+    with trial(tmp_path, plan) as run:
+        report, task = run.train(), run.live.task
+    parts, settings = [task.load(None, site) for site in SITES], LocalTraining(**plan.local.model_dump())
+    test = pool([part.test for part in parts])
+    alone = [baseline(task, part.train, test, settings, plan.rounds, plan.seed)["auroc"] for part in parts]
+    assert min(alone) > 0.8
+    assert report.final.metrics["auroc"] > max(alone) - 0.01
+    assert all(record.clamped_shares == {} and notes(record) == [] for record in report.rounds)
+
+
+def test_a_capped_loss_is_counted_and_is_no_reason_to_stop(tmp_path: Path) -> None:
+    """Findings D3: with patience 2 a training stopped after 3 of 6 rounds, since the capped loss stood still."""
+    fields = {"rounds": 4, "local": {"learning_rate": 1e-6}, "stopping": {"patience": 2, "keep": "best"}}
+    with trial(tmp_path, plan_for("Squared", **fields)) as run:
+        report = run.train()
+    assert not report.stopped
+    for record in report.rounds:
+        assert record.metrics["loss"] == record.metrics["loss_cap"] == 16.0
+        assert record.metrics["capped"] == record.metrics["examples"]
+    assert report.best_round == 4, "of losses that are known from below alone, the last round's is kept"
 
 
 def test_where_all_sites_fail_the_model_stays_and_the_training_stops(tmp_path: Path) -> None:

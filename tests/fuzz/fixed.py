@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from flows.model import GlobalModel
 from flows.plan import make_plan, plan_digest
 from flows.tables import tables_of
+from ml_tasks.layout import Sizes
 from ml_tasks.tabular import Standardisation
 from protocols import secagg_coordinator, secagg_site
 from protocols.contexts import AttemptContext, Purpose, round_context, sha256
@@ -42,6 +43,7 @@ CONSORTIUM = Consortium(IDENTITIES[COORDINATOR].public, {site: IDENTITIES[site].
 RAW_PLAN = {"name": "tiny", "task": "tasks.tiny:Tiny", "data": "tiny", "sites": list(SITES), "rounds": 1}
 PLAN = make_plan(RAW_PLAN, source="plan")
 PARAMETERS, FEATURES = 2, 1
+SIZES = Sizes(weights=PARAMETERS, features=FEATURES)
 SEGMENTS = (
     Segment("wide", 2, 64, 2.0**20, 1000.0),
     Segment("update", 3, 32, 2.0**10, 8.0),
@@ -141,7 +143,7 @@ def evidence(purpose: Purpose, round_: int, model: str, before: Sequence[Entry])
     for entry in before:
         head = next_confirmed(head, entry.confirmations[0].context, entry.survivors)
     history = replace(NO_HISTORY, confirmed_sums=len(before), confirmed_head=head)
-    table = tables_of(PLAN, parameters=PARAMETERS, features=FEATURES)[purpose]
+    table = tables_of(PLAN, SIZES)[purpose]
     context = replace(CONTEXT, purpose=purpose, round=round_, model=model, segments=table)
     keys = Advert.of("09" + "00" * 31, "09" + "00" * 31, history)
     adverts = tuple(envelope(IDENTITIES[site], "advert", context.digest, EVERYONE, keys) for site in SITES)

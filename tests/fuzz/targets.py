@@ -295,7 +295,7 @@ def plan_json(content: bytes) -> None:
     found = make_plan(raw, source="plan")
     assert make_plan(json.loads(found.to_json()), source="plan").to_json() == found.to_json()
     check_policy(Policy(tasks=[found.task]), found, found.sites[0])
-    for table in tables_of(found, parameters=fixed.PARAMETERS, features=fixed.FEATURES).values():
+    for table in tables_of(found, fixed.SIZES).values():
         check_headroom(table, len(found.sites))
 
 

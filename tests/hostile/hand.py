@@ -26,7 +26,7 @@ from flows.policy import load_task
 from flows.settings import PARTICIPATE, CoordinatorFolder, marked
 from flows.tables import FAILED, count_values, rounding_key, segments_of, training_seed, training_values
 from ml_tasks import training
-from ml_tasks.training import LocalTraining
+from ml_tasks.training import LocalTraining, describe
 from protocols import secagg_coordinator as coordinator
 from protocols.contexts import AttemptContext
 from protocols.encoding import encode, integers
@@ -222,7 +222,7 @@ class Hand:
             threshold=rules.threshold,
             colluding=rules.colluding,
             model=self.exchange.put(shelf(self.training), GlobalModel(vector).to_bytes()),
-            segments=segments_of(self.plan, "training", parameters=PARAMETERS, features=2),
+            segments=segments_of(self.plan, "training", describe(load_task(self.plan.task)).sizes),
             noise={},
         )
         return replace(honest, **fields)
@@ -325,7 +325,7 @@ class Round:
             data = task.load(None, site)
             settings, seed = LocalTraining(**plan.local.model_dump()), training_seed(plan, site, self.context.round)
             update = training.train(task, data.train, model.vector, None, settings, seed)
-            values = training_values(plan, len(data.train), update)
+            values = training_values(plan, len(data.train), update, describe(task))
             values |= count_values(training.evaluate(task, data.monitored[1], model.vector, None))
             values[FAILED] = np.zeros(1)
             key = rounding_key(plan, site, self.context.round)

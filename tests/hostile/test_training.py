@@ -30,15 +30,24 @@ from flows.model import GlobalModel
 from flows.plan import Plan
 from flows.policy import load_task
 from flows.settings import PARTICIPATE, coordinator_pool, marked
-from flows.tables import FAILED, count_values, rounding_key, segments_of, training_seed, training_values
+from flows.tables import (
+    FAILED,
+    count_values,
+    rounding_key,
+    segments_of,
+    statistics_values,
+    summed_update,
+    training_seed,
+    training_values,
+)
 from ml_tasks import tabular, training
 from ml_tasks.averaging import FedAvg
-from ml_tasks.training import LocalTraining, initial_vector
+from ml_tasks.training import LocalTraining, describe, initial_vector
 from protocols import secagg_coordinator as coordinator
 from protocols.contexts import AttemptContext
 from protocols.encoding import decode, encode
 from protocols.messages import COORDINATOR, envelope
-from tests.hostile.hand import PARAMETERS, SITES, Attacker, keys
+from tests.hostile.hand import SITES, Attacker, keys
 from tests.processes.harness import Consortium, eventually, state_of
 
 pytestmark = pytest.mark.slow
@@ -126,7 +135,7 @@ def honest(plan: Plan, records: list[dict[str, Any]]) -> str:
     model = GlobalModel(initial_vector(task, plan.seed))
     for record in records:
         purpose, number = record["purpose"], record["round"]
-        segments = segments_of(plan, purpose, parameters=PARAMETERS, features=len(task.features))
+        segments = segments_of(plan, purpose, describe(task).sizes)
         context = AttemptContext(
             purpose,
             plan.name,
@@ -143,11 +152,11 @@ def honest(plan: Plan, records: list[dict[str, Any]]) -> str:
         encoded = []
         for site in record["survivors"]:
             if purpose == "statistics":
-                values = {"moments": tabular.moments(data[site].train.features, task.features)}
+                values = statistics_values(plan, data[site].train.features, task.features)
             else:
                 settings, seed = LocalTraining(**plan.local.model_dump()), training_seed(plan, site, number)
                 update = training.train(task, data[site].train, model.vector, model.standardisation, settings, seed)
-                values = training_values(plan, len(data[site].train), update)
+                values = training_values(plan, len(data[site].train), update, describe(task))
                 counts = training.evaluate(task, data[site].monitored[1], model.vector, model.standardisation)
                 values |= count_values(counts)
             values[FAILED] = np.zeros(1)
@@ -156,7 +165,7 @@ def honest(plan: Plan, records: list[dict[str, Any]]) -> str:
         if purpose == "statistics":
             model = GlobalModel(model.vector, tabular.standardisation(total["moments"], task.features))
         else:
-            vector = FedAvg().apply(model.vector, total["update"], float(total["weight"][0]))
+            vector = FedAvg().apply(model.vector, summed_update(total, describe(task)), float(total["weight"][0]))
             model = GlobalModel(vector, model.standardisation)
     return hashlib.sha256(model.to_bytes()).hexdigest()
 
