@@ -86,6 +86,7 @@ def test_a_coordinator_that_was_killed_takes_its_trainings_up_and_leaves_those_o
     try:
         eventually(lambda: "the coordinator serves" in (other.coordinator / "serve.log").read_text(), 90)
         assert state_of(home.client.read_flow_run(run)) == StateType.RUNNING
+        eventually(lambda: StateType.RUNNING in {state_of(one) for one in home.rounds(run)}, 60, 0.05)
         home.kill("coordinator")
         began = time.monotonic()
         home.home.processes["coordinator"] = start_party(["coordinator", "serve"], home.home.coordinator)
