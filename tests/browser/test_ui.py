@@ -106,7 +106,7 @@ def test_the_form_starts_a_training(running: Consortium, page: Page) -> None:
     for said in ("Fewest sites", "Rounds of training.", "Time to join (seconds)", "Colluding sites", "Threshold"):
         expect(page.get_by_text(said).first).to_be_visible()
     boxes = page.locator("textarea")
-    assert [boxes.nth(place).input_value() for place in (4, 5, 6, 7)] == list(running.home.sites)
+    assert [boxes.nth(place).input_value() for place in (3, 4, 5, 6)] == list(running.home.sites)
     boxes.nth(0).fill("from-the-form")
     boxes.nth(1).fill(TINY)
     keep(page, "2-form")
