@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from ml_tasks.alone import evaluate_alone
 from ml_tasks.averaging import load_vector, to_vector
+from ml_tasks.metrics import counts
 from ml_tasks.mixing import not_alone, refuse_found_mixing, refuse_memory, refuse_mixing, refuse_unsteady
 from ml_tasks.private import clipped_sum, count_units, one_each, units
 from ml_tasks.tabular import Standardisation, apply, from_bounds
 from ml_tasks.task import DataError, Examples, Task
 from ml_tasks.training import predict, seeded
 
+WHOLE = tuple(count.name for count in counts() if count.integral)
+"""The counts that are whole numbers: their sums are the same in any order, bit for bit."""
 TRIED = 6
 """Units that are computed together and one by one."""
 SEED = 12
@@ -120,9 +123,9 @@ def _check_bits(task: Task, vector: NDArray[np.float32], examples: Examples, sca
     turned = Examples(examples.features[backwards], examples.targets[backwards], number - 1 - members[backwards])
 
     def summed(tried: Examples, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
-        counts = evaluate_alone(task, one_each(_chosen(tried, chosen)), vector, scaling)
+        counted = evaluate_alone(task, one_each(_chosen(tried, chosen)), vector, scaling)
         gradient = clipped_sum(task, tried, chosen, vector, scaling, 1.0, entropy=bytes)
-        return np.concatenate([gradient, *(values for name, values in counts.items() if name != "loss")])
+        return np.concatenate([gradient, *(counted[name] for name in WHOLE)])
 
     everyone = np.ones(number, np.bool_)
     one_by_one = sum(summed(examples, np.arange(number) == unit) for unit in range(number))
