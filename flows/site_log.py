@@ -37,7 +37,7 @@ LONGEST_REASON = 2000
 _SHORT_TAIL_BYTES, _TAIL_BYTES = 2**11, 2**17
 _EVENT = re.compile(r"^[a-z][a-z-]{0,31}$")
 _OWN = ("number", "time", "event", "head")
-_DURABLE = {"approved", "withdrawn", "restored", "joined", "cut"}
+_DURABLE = {"approved", "withdrawn", "returned", "restored", "renewed", "joined", "cut"}
 """What must outlive a crash of the machine; what a round does is in the vault's journal and ledger anyway."""
 
 Value = str | int | float | bool | None

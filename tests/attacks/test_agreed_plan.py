@@ -135,7 +135,7 @@ def test_a_request_for_an_older_attempt_does_not_delete_the_newer_ones_work(play
     new = play.context(plan, attempt=2)
     play.advertise(new)
     kept = play.site.vault.folder / "work" / "trial" / new.digest
-    kept.mkdir(parents=True)
+    kept.mkdir(parents=True, exist_ok=True)
     old = play.context(plan, attempt=1)
     play.ask("train", old.digest, AskWork(old))
     assert kept.exists()

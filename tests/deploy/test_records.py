@@ -138,6 +138,8 @@ FIELDS = {
     "context": "c" * 64,
     "reason": "no",
     "by": "fedseal site revoke",
+    "key": "b" * 64,
+    "former": "unknown",
 }
 
 
