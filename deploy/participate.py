@@ -13,7 +13,6 @@ from prefect.states import Failed
 from deploy.worker import Parameters, parameters_of
 from flows.data_sets import DataSet
 from flows.engine import patient, patient_engine
-from flows.leftovers import in_use
 from flows.logs import keep_log
 from flows.participation import Seat, participate, seated
 from flows.policy import Policy
@@ -56,7 +55,7 @@ def main(folder: Path, run_id: UUID) -> None:
             client.set_flow_run_state(run_id, Failed(message=str(error)), force=True)
             return
         seated(seat)
-        with in_use(seat.site.vault, asked.training), patient_engine(), handle_engine_signals(run_id):
+        with patient_engine(), handle_engine_signals(run_id):
             run_flow(participate, flow_run=run, parameters=asked.model_dump(), return_type="state")
 
 

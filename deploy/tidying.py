@@ -9,7 +9,7 @@ import typer
 
 from deploy.site import HERE, Folder, app, fail, one_line
 from flows.exchange import ExchangeAway
-from flows.leftovers import Left, erase, in_use, left_over, tidy
+from flows.leftovers import Left, erase, left_over, tidy, unused
 from flows.settings import SiteFolder
 from flows.site_log import SiteLog
 from protocols.vault import Vault
@@ -57,7 +57,7 @@ def erase_left(site: SiteFolder, vault: Vault, training: str) -> str:
     Returns:
         What is in the way; empty where nothing is.
     """
-    with in_use(vault, training) as free:
+    with unused(vault, training) as free:
         if not free:
             return ""
         try:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from flows.exchange import Exchange
 from protocols import site as protocol
@@ -46,22 +47,51 @@ def work_folder(vault: Vault, training: str) -> Path:
     return vault.folder / "work" / training
 
 
+class Hold:
+    """A participation's hold on its training, beside others of the same site: nobody tidies up what it works with.
+
+    Args:
+        vault: the site's.
+        training: the training's name.
+    """
+
+    def __init__(self, vault: Vault, training: str) -> None:
+        self._lock = _lock(vault, training)
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    def last(self) -> bool:
+        """Whether no other participation is in the training; none begins in it before ``close``."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let it go."""
+        self._lock.close()
+
+
 @contextmanager
-def in_use(vault: Vault, training: str) -> Iterator[bool]:
-    """Hold a training for this process, so that nobody tidies it up.
+def unused(vault: Vault, training: str) -> Iterator[bool]:
+    """Keep participations out of a training for a moment.
 
     Yields:
-        Whether no other process holds it.
+        Whether none is in it.
     """
-    folder = vault.folder / "work"
-    folder.mkdir(exist_ok=True, mode=0o700)
-    with open(folder / f"{training}.lock", "w", opener=private) as lock:
+    with _lock(vault, training) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
         yield True
+
+
+def _lock(vault: Vault, training: str) -> IO[str]:
+    folder = vault.folder / "work"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    return open(folder / f"{training}.lock", "w", opener=private)
 
 
 def left_over(vault: Vault) -> list[Left]:
@@ -122,7 +152,7 @@ def tidy(vault: Vault, exchange: Exchange, *, work_s: float, keep_s: float) -> l
     """
     removed = []
     for left in left_over(vault):
-        with in_use(vault, left.training) as free:
+        with unused(vault, left.training) as free:
             if not free:
                 continue
             if vault.withdrawn(left.training) or left.age_s > keep_s:

@@ -26,6 +26,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Cancelled, Completed
 
 from flows.exchange import Exchange, ExchangeAway
+from flows.leftovers import Hold
 from flows.mailbox import Mailbox, MailboxError, answer_key, pack, request_key, unpack, unreachable
 from flows.pauses import pauses
 from flows.settings import PARTICIPATE
@@ -76,8 +77,10 @@ class Seat:
     _parcels: list[str] = field(default_factory=list)
     _requests: Mailbox = field(init=False)
     _answers: Mailbox = field(init=False)
+    _hold: Hold = field(init=False)
 
     def __post_init__(self) -> None:
+        self._hold = Hold(self.site.vault, self.training)
         self._requests = Mailbox(self.client, self.run)
         self._answers = Mailbox(self.client, self.training_run)
 
@@ -199,16 +202,23 @@ class Seat:
     def leave(self, over: bool) -> None:
         """Delete what was sent and what nobody takes any more; the answers too, where the training is ``over``.
 
-        Where the site has withdrawn, everything goes that it holds of the training; else its secrets stay for a while.
+        Where the site has withdrawn, everything goes that it holds of the training; else its secrets stay for a while,
+        and its work while another participation of the site is in the training: whoever writes to the server may have
+        had a second one started, and ended it.
         """
         try:
-            (self.site.leave if self.withdrawn else self.site.rest)(self.training)
+            if self.withdrawn:
+                self.site.leave(self.training)
+            elif self._hold.last():
+                self.site.rest(self.training)
             self.clear()
             self._requests.clear("ask-")
             if over:
                 self._answers.clear(answer_key(self.name, "ask-"))
         except (OSError, sqlite3.Error) as error:
             self.log.warning("something of this training is left behind: %s", error)
+        finally:
+            self._hold.close()
 
     def states(self) -> dict[UUID, StateType]:
         """The states of this run and of the training's.

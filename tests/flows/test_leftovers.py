@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.leftovers import in_use, left_over, tidy
+from flows.leftovers import Hold, left_over, tidy, unused
 from flows.messages import AskFinish, AskWork, join_context
 from flows.site import Site
 from protocols.contexts import AttemptContext
@@ -104,10 +104,15 @@ def test_what_is_left_after_each_ending(run: Trial, ending: str) -> None:
 
 def test_what_a_participation_is_in_is_not_tidied_up(run: Trial) -> None:
     site = run.local.sites.sites["ann"]
-    with in_use(site.vault, run.live.training) as free:
-        assert free
-        tidied(run, site, 2 * WEEK_S)
+    first, second = Hold(site.vault, run.live.training), Hold(site.vault, run.live.training)
+    assert not second.last()
+    second.close()
+    tidied(run, site, 2 * WEEK_S)
     assert row(run) == (2, 1, 1, 1)
+    assert first.last()
+    first.close()
+    with unused(site.vault, run.live.training) as free:
+        assert free
 
 
 def test_a_held_round_is_finished_after_the_participation_has_ended(run: Trial) -> None:

@@ -1,12 +1,14 @@
 """What a participation leaves behind when it ends: nothing, though a training is killed in the middle of a question."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.states import Cancelled, Completed, Crashed
 
+from flows.leftovers import Hold
 from flows.mailbox import Mailbox, answer_key, pack, request_key
 from flows.messages import AskFinish
 from flows.participation import Seat, attend
@@ -38,6 +40,20 @@ def test_a_training_that_ends_in_the_middle_of_a_question_leaves_no_message(seat
     assert ended.type == Completed().type
     assert keys_of(requests) == []
     assert keys_of(answers) == [others]
+
+
+def test_a_second_participation_that_is_ended_leaves_the_first_one_s_work(seat: Seat) -> None:
+    """Whoever writes to the server can have one started in the same training, and end it (found by replaying)."""
+    first = Hold(seat.site.vault, seat.training)
+    work = seat.site.vault.folder / "work" / seat.training / "0" / "train.values"
+    work.parent.mkdir(parents=True)
+    work.touch()
+    seat.client.set_flow_run_state(seat.run, Crashed(), force=True)
+    attend(seat, handle=lambda key: pytest.fail("answered, though ended"))
+    assert work.exists()
+    first.close()
+    attend(replace(seat), handle=lambda key: pytest.fail("answered, though ended"))
+    assert not work.exists()
 
 
 def test_a_withdrawal_by_cancelling_is_in_the_site_s_log(seat: Seat) -> None:
