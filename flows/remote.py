@@ -48,6 +48,8 @@ BACK_S = 120.0
 """Seconds in which a site whose worker is back has to join again."""
 SILENT_S = 5.0
 """Seconds without an answer after which a site's worker is looked at, or the server is at fault that shows none."""
+CLOSE_S = 5.0
+"""Seconds that a participation which is being started is waited for at the end."""
 LOOK_S = 2.0
 """Seconds between two looks at the states of the runs, and the longest at a worker that is not there."""
 AGAIN_S = 2.0
@@ -87,6 +89,7 @@ class Link:
         run: the participation that is asked.
         join: the request to join, which is put to each new participation.
         joined: whether the site has joined.
+        leaving: whether it was asked to finish: its participation then ends for good.
         why: it cannot be asked.
         silent: whether its last answer is overdue.
         offline_since: when its worker was first seen to be offline, while it is.
@@ -96,6 +99,7 @@ class Link:
     run: UUID | None = None
     join: Envelope | None = None
     joined: bool = False
+    leaving: bool = False
     why: str = "has not joined yet"
     silent: bool = False
     offline_since: float | None = None
@@ -160,6 +164,9 @@ class RemoteSites:
         self._ending.set()
         self._wake.set()
         self._thread.join()
+        for link in self._links.values():  # who starts a participation still needs the client
+            if link.lock.acquire(timeout=CLOSE_S):
+                link.lock.release()
         try:
             self._answers.clear("answer-")
         except MailboxError as error:
@@ -173,6 +180,7 @@ class RemoteSites:
         deadline, link, ended = time.monotonic() + deadline_s, self._links[site], 0
         if joining := request.kind == "ask/join":
             link.join = request
+        link.leaving |= request.kind == "ask/finish"
         for pause_s in pauses(last_s=LOOK_S):
             try:
                 answer = self._talk(site, self._reach(site, joining, deadline), request, deadline)
@@ -365,7 +373,8 @@ class RemoteSites:
         another where the worker is back. Nobody waits for either.
         """
         for site, link in self._links.items():
-            if link.joined and (link.run is None or link.run in self._ended) and not link.lock.locked():
+            gone = link.run is None or link.run in self._ended
+            if link.joined and not link.leaving and gone and not link.lock.locked():
                 threading.Thread(target=self._bring_back, args=(site,), daemon=True).start()
             if not link.silent or link.run is None or link.run in self._ended:
                 continue
@@ -381,7 +390,8 @@ class RemoteSites:
     def _bring_back(self, site: str) -> None:
         """Have a site join again whose participation has ended, if its worker is online."""
         with suppress(Unreached, MailboxError, ExchangeAway):
-            self._reach(site, False, time.monotonic() + BACK_S)
+            if not self._ending.is_set():
+                self._reach(site, False, time.monotonic() + BACK_S)
 
     def _online(self, site: str) -> bool:
         try:

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,8 +69,9 @@ class Starter:
             os.kill(int(number), signal.SIGCONT if word == "go" else signal.SIGSTOP)
 
     def answer(self, line: str) -> None:
-        """Send one line to the site."""
-        self.control.sendall(f"{line}\n".encode())
+        """Send one line to the site; where it has gone, ``serve`` ends."""
+        with suppress(OSError):
+            self.control.sendall(f"{line}\n".encode())
 
     def start(self, given: list[int]) -> int:
         """Fork a process that locks itself and then takes orders; gives its number."""
