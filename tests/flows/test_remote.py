@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelling, Crashed, Paused, Running
+from prefect.states import Cancelling, Completed, Crashed, Paused, Running
 
 from flows import remote
 from flows.collect import Absent
@@ -276,3 +276,15 @@ def test_a_site_whose_participation_has_ended_is_brought_back_between_questions(
     line.state(line.run, Crashed())
     assert back.wait(30)
     assert joined == [another] and line.sites._links["ann"].run == another
+
+
+def test_a_site_that_was_asked_to_finish_is_not_brought_back(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its participation ends by itself, before the training's run does."""
+    monkeypatch.setattr(remote, "WORKER_S", 0.2)
+    started = list[str]()
+    monkeypatch.setattr(line.sites, "_participation", started.append)
+    line.sites._links["ann"].join = REQUEST
+    assert isinstance(line.sites.ask("ann", REQUEST, 1.0), Absent)
+    line.state(line.run, Completed())
+    time.sleep(4)  # two looks at the runs, and many at the workers
+    assert started == []
