@@ -19,11 +19,10 @@ from prefect.client.schemas.objects import State
 from prefect.engine import handle_engine_signals
 from prefect.flow_engine import run_flow
 from prefect.states import Cancelled, Completed, Failed
-from pydantic import ValidationError
 
 from deploy.entries import end_interrupted
 from deploy.reporting import way_out
-from deploy.run import Failure, check_plan, save_model, write_receipt, write_report
+from deploy.run import Failure, begun_plan, check_plan, save_model, write_receipt, write_report
 from deploy.show import metric_notes, plot_metrics
 from flows.authors import fitting_template
 from flows.checkpoint import Checkpoint, CheckpointError
@@ -183,20 +182,10 @@ def asked_plan(settings: CoordinatorFolder, parameters: Mapping[str, object], ru
     name = parameters.get("plan")
     folder = settings.runs / f"{name}-{run_id.hex[:12]}"
     if isinstance(name, str) and PLAN_NAME.fullmatch(name) and (folder / "plan.json").exists():
-        return begun_plan(claimed(folder, run_id))
+        if (begun := begun_plan(claimed(folder, run_id))) is None:
+            raise PlanError(f"{folder}: its plan.json does not read: start a new training")
+        return begun
     return plan_of(parameters, settings.published)
-
-
-def begun_plan(folder: Path) -> Plan:
-    """The plan that a training has begun with.
-
-    Raises:
-        PlanError: it does not read.
-    """
-    try:
-        return Plan.model_validate_json((folder / "plan.json").read_bytes())
-    except (OSError, ValidationError):
-        raise PlanError(f"{folder}: its plan.json does not read: start a new training") from None
 
 
 def prepare(
@@ -264,8 +253,5 @@ def planned_code(plan: Plan, folder: Path) -> Plan:
     Raises:
         PlanError: other code is installed than the plan names, or than the run began with, with both digests.
     """
-    try:
-        begun = Plan.model_validate_json((folder / "plan.json").read_bytes())
-    except (OSError, ValidationError):
-        return with_code(plan)
-    return with_code(plan if plan.code else plan.model_copy(update={"code": begun.code}))
+    begun = begun_plan(folder)
+    return with_code(plan if plan.code or begun is None else plan.model_copy(update={"code": begun.code}))

@@ -6,11 +6,9 @@ of a whole training.
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from deploy.run import REFUSED, Failure, first_vector, import_task, save_model
+from deploy.run import REFUSED, Failure, begun_plan, first_vector, import_task, save_model
 from flows.checkpoint import Checkpoint, CheckpointError
-from flows.plan import Plan, PlanError
+from flows.plan import PlanError
 
 MODEL = "last-model.safetensors"
 """The file in the run's folder, where no other is named."""
@@ -26,10 +24,8 @@ def export(folder: Path, to: Path | None) -> str:
     Raises:
         Failure: with exit code 2: it is no run's folder, no round has finished, or another process runs the training.
     """
-    try:
-        plan = Plan.model_validate_json((folder / "plan.json").read_bytes())
-    except (OSError, ValidationError):
-        raise Failure(f"{folder}: holds no run's plan: name the folder of a run", REFUSED) from None
+    if (plan := begun_plan(folder)) is None:
+        raise Failure(f"{folder}: holds no run's plan: name the folder of a run", REFUSED)
     try:
         task = import_task(plan)
         size = first_vector(task, plan).size

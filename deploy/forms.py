@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from prefect.utilities.callables import parameter_schema
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from deploy.entries import Entry
 from flows.authors import number_at
 from flows.plan import Plan, make_plan
 from flows.published import Published
+from flows.setting_words import table_at
 from flows.settings import CUSTOM, TRAINING, coordinator_pool, mark_of, marked
 
 TAG = "training"
@@ -73,11 +74,8 @@ def published_entry(coordinator: str, published: Published) -> Entry:
 def _number(published: Published, field: str, value: float) -> dict[str, Any]:
     """The schema of an open number: the plan's words for it, and its range."""
     least, most = published.open[field]
-    table: type[BaseModel] = Plan
     *tables, last = field.split(".")
-    for one in tables:
-        table = table.model_fields[one].annotation  # type: ignore[assignment]
-    about = table.model_fields[last]
+    about = table_at(Plan, tuple(tables)).model_fields[last]
     whole = about.annotation is int
     return {
         "title": about.title or last.replace("_", " ").capitalize(),

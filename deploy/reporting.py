@@ -23,6 +23,7 @@ from prefect.states import Crashed
 
 from deploy import home, machine
 from deploy.embedded import embedded_server
+from deploy.entries import INTERRUPTED
 from flows.checkpoint import Checkpoint
 
 DRAINED_S = 5.0
@@ -87,7 +88,7 @@ def tell_interrupted(training: str) -> None:
         )
         for run in found:
             client.set_flow_run_state(
-                run.id, Crashed(name="Interrupted", message="It was interrupted; it can be resumed."), force=True
+                run.id, Crashed(name=INTERRUPTED, message="It was interrupted; it can be resumed."), force=True
             )
 
 

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, redirect_stdout, suppress
 from contextvars import copy_context
@@ -30,7 +30,7 @@ from deploy.reporting import prefect_server, settle, tell_interrupted, way_out
 from deploy.show import Screen, plot_metrics
 from flows.checkpoint import Checkpoint, CheckpointError
 from flows.code_digest import CodeRule, check_same_code, with_code, without_code
-from flows.collect import Unfinished
+from flows.collect import Unfinished, by_reason
 from flows.engine import patient_engine
 from flows.federated_training import federated_training
 from flows.local import open_consortium, prefer
@@ -146,10 +146,8 @@ def resume(folder: Path, path: Path | None, overrides: tuple[str, ...], options:
     check_whole(folder)
 
     def stored() -> Plan:
-        try:
-            plan = Plan.model_validate_json((folder / "plan.json").read_bytes())
-        except (OSError, ValidationError):
-            raise PlanError(f"{folder}: holds no run's plan: name the folder of a run") from None
+        if (plan := begun_plan(folder)) is None:
+            raise PlanError(f"{folder}: holds no run's plan: name the folder of a run")
         if not options.accept_code:
             check_resumed_code(plan)
         return plan
@@ -169,6 +167,14 @@ def resume(folder: Path, path: Path | None, overrides: tuple[str, ...], options:
         workshops = check_data(plan, options)
         answers()
         train(folder, plan, task, checkpoint, options, workshops)
+
+
+def begun_plan(folder: Path) -> Plan | None:
+    """The plan that the training in a folder has begun with; ``None`` where none reads."""
+    try:
+        return Plan.model_validate_json((folder / "plan.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def check_whole(folder: Path) -> None:
@@ -267,11 +273,8 @@ def first_vector(task: Task, plan: Plan) -> NDArray[np.float32]:
     Raises:
         PlanError: the task's own code fails, or its model has no parameters.
     """
-    try:
+    with making(plan):
         return initial_vector(task, plan.seed)
-    except Exception as error:  # a user's module may fail in any way
-        why = in_full(error, plan.task)
-        raise PlanError(f"task {plan.task}: its model cannot be made: {why}: mend it") from None
 
 
 def first_sizes(task: Task, plan: Plan) -> Sizes:
@@ -280,8 +283,19 @@ def first_sizes(task: Task, plan: Plan) -> Sizes:
     Raises:
         PlanError: the task's own code fails, or what it says of itself cannot be.
     """
-    try:
+    with making(plan):
         return describe(task).sizes
+
+
+@contextmanager
+def making(plan: Plan) -> Iterator[None]:
+    """Make something of a plan's task.
+
+    Raises:
+        PlanError: the task's own code fails.
+    """
+    try:
+        yield
     except Exception as error:  # a user's module may fail in any way
         why = in_full(error, plan.task)
         raise PlanError(f"task {plan.task}: its model cannot be made: {why}: mend it") from None
@@ -345,15 +359,7 @@ def check_size(parameters: int) -> None:
 
 def each_once(reasons: Mapping[str, str]) -> str:
     """Each reason once, behind the sites that give it."""
-    return "; ".join(reasons_by_site(reasons.items()))
-
-
-def reasons_by_site(given: Iterable[tuple[str, str]]) -> list[str]:
-    """A line for each reason, behind the sites that give it; from (site, reason)."""
-    sites: dict[str, list[str]] = {}
-    for site, reason in given:
-        sites.setdefault(reason, []).append(site)
-    return [f"{', '.join(names)}: {reason}" for reason, names in sites.items()]
+    return "; ".join(by_reason(reasons.items()))
 
 
 def empty_parts(found: Mapping[str, Checked]) -> list[str]:
@@ -370,7 +376,7 @@ def empty_parts(found: Mapping[str, Checked]) -> list[str]:
 
 def odd_parts(plan: Plan, found: Mapping[str, Checked]) -> list[str]:
     """Warn of what can be trained with and is seldom meant, and of examples too few for the plan's bound on them."""
-    lines = reasons_by_site((site, line) for site, checked in found.items() for line in checked.odd)
+    lines = by_reason((site, line) for site, checked in found.items() for line in checked.odd)
     examples = sum(min(checked.examples["train"], plan.protection.max_examples) for checked in found.values())
     foretold = fewest_examples(plan) >= MANY_EXAMPLES  # of the plan alone
     if plan.privacy.unit == "none" and not foretold and examples < fewest_examples(plan):
@@ -386,9 +392,7 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
     """
     screen, training = Screen(plan, task, folder, options.json == TERMINAL), checkpoint.progress.training
     code: CodeRule = "any" if options.accept_code else "named"
-    again = shlex.join(
-        ["fedseal", "run", "--resume", str(folder)] + (["--data", str(options.data)] if options.data else [])
-    )
+    again = go_on(folder, options)
     try:
         consortium = open_consortium(folder, plan, options.data, workshops, code)
     except SettingsError as error:

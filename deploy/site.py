@@ -1,7 +1,6 @@
 """``fedseal site``: set up a site, serve it, and decide what it takes part in (SPEC 6.8)."""
 
 import os
-import secrets
 import sqlite3
 import subprocess
 import sys
@@ -18,10 +17,8 @@ import typer
 from deploy.alone import alone
 from deploy.child import command
 from deploy.founding import check_exchange, check_name, check_server, check_tasks, found, read_data_sets
-from flows.exchange import ExchangeAway
 from flows.pauses import pauses
 from flows.settings import SITE_FILE, PrefectServer, SettingsError, SiteFolder
-from protocols.errors import ProtocolError
 from protocols.ledger import same_content
 from protocols.vault import Vault
 
@@ -31,8 +28,8 @@ if TYPE_CHECKING:
     from deploy.entries import Entry
     from deploy.worker import Refusal
 
-PROBE_BYTES, PROBE_S, PROBE_LIMIT_S = 32, 3.0, 10.0
-"""The object that the exchange is tried with; seconds of trying again; and for all of it, where nothing answers."""
+PROBE_S, PROBE_LIMIT_S = 3.0, 10.0
+"""Seconds of trying again while the exchange is tried, and for all of it, where nothing answers."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -228,19 +225,11 @@ def exchange_warning(site: SiteFolder) -> str:
     """Write, read and delete an object of this site's own on the exchange; say what is wrong, or ``""``."""
     place = f"the exchange {site.exchange_url}"
     mend = "no training goes on here until that works: see to it, or correct [exchange] in site.toml"
-    content, tried = secrets.token_bytes(PROBE_BYTES), Queue[str]()
+    tried = Queue[str]()
 
     def probe() -> None:
-        exchange, done = site.open_exchange(PROBE_S), "written to"
-        try:
-            digest = exchange.put(site.name, content)
-            done = "read from"
-            exchange.get(site.name, digest, size=PROBE_BYTES)
-            done = "deleted from"
-            exchange.delete(site.name, digest)
-        except (ExchangeAway, ProtocolError) as error:
-            tried.put(f"{place} cannot be {done}: {error.reason}: {mend}")
-        tried.put("")
+        failed = site.open_exchange(PROBE_S).failing(site.name)
+        tried.put("" if failed is None else f"{place} cannot be {failed[0]}: {failed[1].reason}: {mend}")
 
     threading.Thread(target=probe, daemon=True).start()
     try:

@@ -5,7 +5,7 @@ site from this round, with the reason kept for the operator. The site is asked a
 the round cannot go on.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -79,13 +79,14 @@ def collect(
         except BadMessage as bad:
             absent[site] = str(bad)
     if len(present) < threshold:
-        raise BelowThreshold("coordinator", step, f"{len(present)} sites, {threshold} are needed ({by_reason(absent)})")
+        missing = "; ".join(by_reason(sorted(absent.items())))
+        raise BelowThreshold("coordinator", step, f"{len(present)} sites, {threshold} are needed ({missing})")
     return Collected(present, absent)
 
 
-def by_reason(absent: Mapping[str, str]) -> str:
-    """Who is absent and why, each reason once: what many sites share is seldom a site's."""
+def by_reason(given: Iterable[tuple[str, str]]) -> list[str]:
+    """A line for each reason, behind the sites that give it; from (site, reason)."""
     sites: dict[str, list[str]] = {}
-    for site, reason in sorted(absent.items()):
+    for site, reason in given:
         sites.setdefault(reason, []).append(site)
-    return "; ".join(f"{', '.join(names)}: {reason}" for reason, names in sites.items())
+    return [f"{', '.join(names)}: {reason}" for reason, names in sites.items()]

@@ -122,16 +122,24 @@ class Exchange:
 
     def trouble(self, owner: str) -> str:
         """Write, read and delete an object of ``owner``; says what is wrong in one line, or ``""``."""
-        content = secrets.token_bytes(PROBE_BYTES)
+        if (failed := self.failing(owner)) is None:
+            return ""
+        error = failed[1]
+        lost = "the exchange does not keep what is written to it: " if isinstance(error, BadMessage) else ""
+        return f"{lost}{error.reason}"
+
+    def failing(self, owner: str) -> tuple[str, ExchangeAway | BadMessage] | None:
+        """Write, read and delete an object of ``owner``; gives which of these fails (``read from``), and with what."""
+        content, step = secrets.token_bytes(PROBE_BYTES), "written to"
         try:
             digest = self.put(owner, content)
+            step = "read from"
             self.get(owner, digest, size=PROBE_BYTES)
+            step = "deleted from"
             self.delete(owner, digest)
-        except ExchangeAway as away:
-            return away.reason
-        except BadMessage as bad:
-            return f"the exchange does not keep what is written to it: {bad.reason}"
-        return ""
+        except (ExchangeAway, BadMessage) as error:
+            return step, error
+        return None
 
     def _write(self, path: str, content: bytes | memoryview) -> None:
         self._files.makedirs(path.rpartition("/")[0], exist_ok=True)

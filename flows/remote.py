@@ -49,7 +49,7 @@ BACK_S = 120.0
 SILENT_S = 5.0
 """Seconds without an answer after which a site's worker is looked at, or the server is at fault that shows none."""
 CLOSE_S = 5.0
-"""Seconds that a participation which is being started is waited for at the end."""
+"""Seconds that participations which are being started are waited for at the end, all together."""
 LOOK_S = 2.0
 """Seconds between two looks at the states of the runs, and the longest at a worker that is not there."""
 AGAIN_S = 2.0
@@ -164,8 +164,9 @@ class RemoteSites:
         self._ending.set()
         self._wake.set()
         self._thread.join()
+        deadline = time.monotonic() + CLOSE_S
         for link in self._links.values():  # who starts a participation still needs the client
-            if link.lock.acquire(timeout=CLOSE_S):
+            if link.lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 link.lock.release()
         try:
             self._answers.clear("answer-")

@@ -42,7 +42,7 @@ def wrong_setting(error: ErrorDetails, table: type[BaseModel]) -> str:
             alike = difflib.get_close_matches(place[-1][:LONGEST_KEY], known, n=1)
             return f"is not a field here: {f'did you mean {alike[0]}?' if alike else 'write ' + ', '.join(known)}"
         case "missing":
-            field = _field(table, place)
+            field = table_at(table, place)
             return f"is missing: write a table [{'.'.join(place)}]" if _fields(field) else "is missing: write it"
         case "string_pattern_mismatch":
             example = next((EXAMPLES[name] for name in reversed(place) if name in EXAMPLES), "write another word")
@@ -59,10 +59,10 @@ def wrong_setting(error: ErrorDetails, table: type[BaseModel]) -> str:
 
 def fields_beside(table: Any, place: tuple[str, ...]) -> list[str]:
     """The fields that may stand where an unknown one does; none where any name may."""
-    return list(_fields(_field(table, place[:-1])))
+    return list(_fields(table_at(table, place[:-1])))
 
 
-def _field(table: Any, place: tuple[str, ...]) -> Any:
+def table_at(table: Any, place: tuple[str, ...]) -> Any:
     """What a field holds: the model of a table, where it is one."""
     for part in place:
         found = _fields(table).get(part)
