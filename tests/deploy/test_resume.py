@@ -127,10 +127,13 @@ def check_prefect(training: str) -> None:
     with get_client(sync_client=True) as client:
         runs = [run for run in client.read_flow_runs(limit=200) if run.parameters.get("training") == training]
     rounds = [run.parameters for run in runs if "round" in run.parameters]
+    plan, _day, _time, own = training.rsplit("-", 3)
+    shown = f"{plan}-{own}"
     for run in runs:
         if "round" in run.parameters:
             given = run.parameters
-            assert run.name == f"{given['purpose']}[{given['round']}.{given['attempt']}]"
+            purpose = "" if given["purpose"] == "training" else f"{given['purpose']} "
+            assert run.name == f"{shown} {purpose}{given['round']}.{given['attempt']}"
     assert {given["round"] for given in rounds} == set(range(SUMS))
     assert len(rounds) <= SUMS + 1
 

@@ -26,15 +26,20 @@ def started() -> None:
     _told.append("started")
 
 
+def say(*words: object) -> None:
+    """Print a line, whole: the programs write to one file."""
+    os.write(1, " ".join(map(str, [*words, "\n"])).encode())
+
+
 def main(folder: Path, run_id: UUID) -> None:
     """Print what is asked for, then do what the folder's file of the run says."""
     word = (folder / run_id.hex).read_text()
     held = [os.path.realpath(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd")]
-    print(word, "told", *_told, flush=True)
-    print(word, "in", Path.cwd(), "leads", os.getsid(0) == os.getpid(), "path", *sys.path, flush=True)
-    print(word, "finds", importlib.util.find_spec("planted"), flush=True)
-    print(word, "holds", [one for one in held if "socket" in one], flush=True)
-    print("drew", Identity.generate("north").public, secrets.token_hex(16), uuid4(), os.getrandom(16).hex(), flush=True)
+    say(word, "told", *_told)
+    say(word, "in", Path.cwd(), "leads", os.getsid(0) == os.getpid(), "path", *sys.path)
+    say(word, "finds", importlib.util.find_spec("planted"))
+    say(word, "holds", [one for one in held if "socket" in one])
+    say("drew", Identity.generate("north").public, secrets.token_hex(16), uuid4(), os.getrandom(16).hex())
     match word:
         case "exits":
             sys.exit(7)

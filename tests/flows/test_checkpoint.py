@@ -103,7 +103,8 @@ def check_parameters(training: str, expected: set[tuple[str, int, int]]) -> None
     rounds = [one for one in runs if "round" in one.parameters]
     for one in rounds:
         given = one.parameters
-        assert one.name == f"{given['purpose']}[{given['round']}.{given['attempt']}]"
+        purpose = "" if given["purpose"] == "training" else f"{given['purpose']} "
+        assert one.name == f"{training} {purpose}{given['round']}.{given['attempt']}"
     found = [(one.parameters["purpose"], one.parameters["round"], one.parameters["attempt"]) for one in rounds]
     assert set(found) == expected | {("evaluation", 4, 1)}
     assert len(found) == len(set(found))

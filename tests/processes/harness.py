@@ -156,10 +156,10 @@ class Consortium:
 
         eventually(lambda: not living(), 60, tell=living)
 
-    def online(self, site: str) -> bool:
-        """Whether a site's worker is seen to be there."""
+    def online(self, site: str, key: str = "") -> bool:
+        """Whether a site's worker is seen to be there; ``key`` is its coordinator's where that is another one."""
         try:
-            workers = self.client.read_workers_for_work_pool(pool_of(site, self.key))
+            workers = self.client.read_workers_for_work_pool(pool_of(site, key or self.key))
         except (ObjectNotFound, HTTPStatusError):  # not registered yet
             return False
         return "ONLINE" in {worker.status for worker in workers}

@@ -23,6 +23,7 @@ from prefect.states import Cancelling, Scheduled
 from deploy.entries import GOES_ON
 from deploy.up import found_home, start_party
 from flows.settings import PARTICIPATE, SITE_FILE, marked, pool_of
+from protocols.consortium import read_consortium
 from protocols.vault import Vault
 from tests.flows.consortium import trial
 from tests.processes.harness import (
@@ -233,7 +234,7 @@ def test_a_restarted_server_and_an_exchange_that_is_away_delay_a_training(home: 
     log = guests.site("guest") / "serve.log"
     eventually(lambda: "does not answer (ConnectError): start it" in log.read_text(), 60)
     home.serve()
-    eventually(lambda: home.online("guest"), 90)
+    eventually(lambda: home.online("guest", read_consortium(guests.coordinator / "consortium.toml").coordinator), 90)
     assert log.read_text().count("does not answer") == 1
     home.stop("guest")
     report = home.finished(run, 240)
