@@ -97,6 +97,24 @@ def export(
         raise site.fail(failure, failure.exit_code) from None
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="The folder of a run that has finished.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with the plan's data set, for the baselines.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the report to this file, too.")] = None,
+    baselines: Annotated[bool, typer.Option(help="Train each site alone and all pooled, to compare.")] = True,
+) -> None:
+    """Make report, baselines and plot of a finished training again."""
+    from deploy import run as runs
+    from deploy.export import report
+
+    with fitting():
+        try:
+            report(run, runs.Options(data, json, baselines))
+        except runs.Failure as failure:
+            raise site.fail(failure, failure.exit_code) from None
+
+
 @app.command("plan")
 def price_plan(
     plan: Annotated[Path, typer.Argument(help="A plan in TOML.")],

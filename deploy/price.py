@@ -9,8 +9,8 @@ from functools import partial
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
+from deploy.show import print_table
 from flows.messages import Done
 from flows.plan import Plan
 from flows.privacy import affordable_rounds, cautions, metrics_noise, planned_epsilon, shares_of
@@ -119,37 +119,34 @@ def masking_seconds(segments: tuple[Segment, ...], masks: int, shares: Mapping[s
 def show_price(plan: Plan, task: Task, sizes: Sizes, prices: list[Price]) -> None:
     """Print what a plan costs and protects."""
     console, rules = Console(highlight=False), plan.protection
-    console.width = max(console.width, 110)  # a name that is cut off tells nothing
     write = partial(console.print, soft_wrap=True)
     write(f"{plan.name}: {task.title}. Plan {plan.digest}, code {plan.code or 'not named'}")
     write(
         f"{len(plan.sites)} sites, {plan.rounds} rounds, at most {plan.max_attempts} attempts at each; threshold "
         f"{rules.threshold}, colluding {rules.colluding}: allowed."
     )
-    rings = Table(title="Rings: no sum can overflow")
-    for column in ("sum", "segment", "elements", "bits", "scale", "range", "free bits"):
-        rings.add_column(column, justify="left" if column in ("sum", "segment") else "right")
-    for one in prices:
-        for segment in one.segments:
-            rings.add_row(
-                one.purpose,
-                segment.name,
-                f"{segment.length:,}",
-                str(segment.bits),
-                power(segment.scale),
-                f"±{segment.max_abs:g}",
-                str(segment.bits - 1 - (len(plan.sites) * segment.bound).bit_length()),
-            )
-    console.print(rings)
-    costs = Table(title="What a site sends and computes")
-    for column in ("sum", "times", "vector bytes", "message bytes", "mask seconds (here)"):
-        costs.add_column(column, justify="left" if column == "sum" else "right")
-    for one in prices:
-        costs.add_row(
-            one.purpose, str(one.times), f"{one.vector_bytes:,}", f"{one.message_bytes:,}", f"{one.seconds:.4f}"
+    heads = ("sum", "segment", "elements", "bits", "scale", "range", "free bits")
+    rings = [
+        (
+            one.purpose,
+            segment.name,
+            f"{segment.length:,}",
+            str(segment.bits),
+            power(segment.scale),
+            f"±{segment.max_abs:g}",
+            str(segment.bits - 1 - (len(plan.sites) * segment.bound).bit_length()),
         )
+        for one in prices
+        for segment in one.segments
+    ]
+    print_table(console, "Rings: no sum can overflow", heads, rings, left=2)
+    heads_of_costs = ("sum", "times", "vector bytes", "message bytes", "mask seconds (here)")
+    costs = [
+        (one.purpose, str(one.times), f"{one.vector_bytes:,}", f"{one.message_bytes:,}", f"{one.seconds:.4f}")
+        for one in prices
+    ]
+    print_table(console, "What a site sends and computes", heads_of_costs, costs)
     whole = sum(one.times * (one.vector_bytes + one.message_bytes) for one in prices)
-    console.print(costs)
     write(f"The whole training: {whole:,} bytes a site, where every first attempt succeeds.")
     for line in promises(plan, sizes.parameters, sizes.features):
         write(line)

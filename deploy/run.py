@@ -221,7 +221,7 @@ def prepare(read: Callable[[], Plan], options: Options) -> tuple[Plan, Task, NDA
     check_paths(task, options)
     machine.check_files(len(plan.sites))
     for line in cautions(plan, vector.size):
-        print(f"fedseal: {line}", file=sys.stderr)
+        print_line(line)
     return plan, task, vector
 
 
@@ -339,7 +339,7 @@ def check_data(plan: Plan, options: Options) -> Workshops:
     if not any(checked.examples["train"] for checked in found.values()):
         raise Failure("no site has an example to train on: mend the data, or what load makes of them", REFUSED)
     for line in (*empty_parts(found), *odd_parts(plan, found)):
-        print(f"fedseal: {line}", file=sys.stderr)
+        print_line(line)
     return prefer(plan, made, make)
 
 
@@ -438,6 +438,12 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
     save_model(folder / report.model, task, checkpoint.model)
     write_receipt(folder / report.receipt, live)
     shutil.rmtree(folder / "exchange", ignore_errors=True)
+    tell(folder, plan, task, report, options, screen)
+    settle(training)
+
+
+def tell(folder: Path, plan: Plan, task: Task, report: Report, options: Options, screen: Screen) -> None:
+    """Write and show what a finished training has come to, with baselines and plot; what fails of it is one line."""
     write_report(folder, report, {}, None)
     compared: dict[str, dict[str, float]] = {}
     with said_alone(f"no baselines ({folder} has the rest)", plan.task):
@@ -446,16 +452,20 @@ def train(folder: Path, plan: Plan, task: Task, checkpoint: Checkpoint, options:
     with said_alone(f"no plot ({folder} has the rest)", plan.task):
         plot_metrics(folder / "metrics.png", report)
     screen.summary(report, compared)
-    settle(training)
+
+
+def print_line(line: str) -> None:
+    """Tell the operator something in one line, on standard error."""
+    print(f"fedseal: {line}", file=sys.stderr)
 
 
 @contextmanager
-def said_alone(what: str, task: str) -> Iterator[None]:
+def said_alone(what: str, task: str, say: Callable[[str], object] = print_line) -> Iterator[None]:
     """Say in one line what has failed beside a training that is finished, and go on: it stays finished."""
     try:
         yield
     except Exception as error:  # a user's module may fail in any way
-        print(f"fedseal: {what}: {in_full(error, task)}", file=sys.stderr)
+        say(f"{what}: {in_full(error, task)}")
 
 
 def go_on(folder: Path, options: Options) -> str:
@@ -574,7 +584,7 @@ def write_report(folder: Path, report: Report, compared: dict[str, Any], json_pa
         elif json_path is not None:
             write_whole(json_path, text.encode())
     except OSError as error:
-        print(f"fedseal: --json {json_path}: {error.strerror}: the report is in {folder}", file=sys.stderr)
+        print_line(f"--json {json_path}: {error.strerror}: the report is in {folder}")
 
 
 def is_stream(path: Path) -> bool:

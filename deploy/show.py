@@ -1,6 +1,7 @@
 """What a run shows: live progress, the final table, what was protected and how, the plot of the rounds."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,8 @@ SHOWN = {
     "observed_expected": "observed/expected",
 }
 """The metrics in the final table, and their headings; one that no model has is left out."""
+WIDEST_TABLE, NO_SCREEN = 1000, 110
+"""Columns that any table fits, and those of what is no screen."""
 
 
 class Screen:
@@ -39,7 +42,6 @@ class Screen:
         # As they are now: what a task prints is sent elsewhere while it runs.
         self._out = Console(file=sys.stderr if aside else sys.stdout, highlight=False)
         self._err = Console(file=sys.stderr, highlight=False)
-        self._out.width = max(self._out.width, 100)  # a column that is cut off tells nothing
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=self._err, disable=not self._err.is_terminal)
         self._bar = self._progress.add_task("starting", total=plan.rounds)
@@ -81,18 +83,18 @@ class Screen:
 
     def summary(self, report: Report, compared: dict[str, dict[str, float]]) -> None:
         """Print the final table, what was protected, and where everything lies."""
-        table = Table(title=f"{self._task.title}: pooled test data of {len(self._plan.sites)} sites")
-        table.add_column("model")
+        title = f"{self._task.title}: pooled test data of {len(self._plan.sites)} sites"
         alone = replace(report.final, intervals={}, bounds={})
         records = {"federated": report.final} | {
             name: replace(alone, metrics=metrics) for name, metrics in compared.items()
         }
         known = [key for key in SHOWN if any(key in record.metrics for record in records.values())]
-        for column in (*(SHOWN[key] for key in known), "test examples"):
-            table.add_column(column, justify="right")
-        for name, record in records.items():
-            table.add_row(name, *(metric_text(record, key, 3) for key in known), metric_text(record, "examples", 0))
-        self._out.print(table)
+        heads = [*(SHOWN[key] for key in known), "test examples"]
+        rows = [
+            [name, *(metric_text(record, key, 3) for key in known), metric_text(record, "examples", 0)]
+            for name, record in records.items()
+        ]
+        print_table(self._out, title, ["model", *heads], rows)
         for line in (*(f"Note: {note}." for note in notes(report.final)), *metric_notes(report.final)):
             self._out.print(line, soft_wrap=True, markup=False)
         for line in protection_lines(self._plan, report):
@@ -101,6 +103,31 @@ class Screen:
 
     def _say(self, line: str) -> None:
         self._out.print(line, soft_wrap=True, markup=False)
+
+
+def print_table(
+    console: Console, title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
+) -> None:
+    """Print a table; where the screen is too narrow for it, a line for each of its rows.
+
+    Args:
+        console: where to.
+        title, heads, rows: what.
+        left: how many columns are names, which stand on the left.
+    """
+    table = Table(title=title)
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="left" if place < left else "right")
+    for row in rows:
+        table.add_row(*row)
+    width = console.width if console.is_terminal else max(console.width, NO_SCREEN)
+    if console.measure(table, options=console.options.update(width=WIDEST_TABLE)).maximum <= width:
+        console.print(table, width=width)
+        return
+    console.print(f"{title}:", soft_wrap=True, markup=False)
+    for row in rows:
+        figures = ", ".join(f"{head} {text}" for head, text in zip(heads[left:], row[left:], strict=True))
+        console.print(f"{' '.join(row[:left])}: {figures}", soft_wrap=True, markup=False)
 
 
 def metric_notes(record: RoundRecord) -> list[str]:

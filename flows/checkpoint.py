@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from flows.model import GlobalModel
-from flows.plan import Plan
+from flows.plan import Plan, Privacy
 from flows.report import Report, RoundRecord
 from protocols.contexts import AttemptContext, Digest, Purpose
 from protocols.errors import BadMessage
@@ -259,8 +259,8 @@ class Checkpoint:
             self.model = _load(self.folder, self.progress.best.model, self.model.vector.size, features)
             self._write(replace(self.progress, model=self.progress.best.model))
 
-    def report(self) -> Report:
-        """What a finished training tells of itself.
+    def report(self, rules: Privacy) -> Report:
+        """What a finished training tells of itself, and what it has cost in the privacy that its plan asks for.
 
         Raises:
             ValueError: if it is not finished.
@@ -272,6 +272,7 @@ class Checkpoint:
         }
         if not by_purpose["evaluation"]:
             raise ValueError("the training is not finished")
+        spent = by_purpose["evaluation"][0].epsilon
         return Report(
             progress.training,
             progress.plan,
@@ -281,6 +282,7 @@ class Checkpoint:
             by_purpose["evaluation"][0],
             progress.best.round if progress.best else None,
             progress.stopped,
+            None if spent is None else {"unit": rules.unit, "epsilon": spent, "delta": rules.delta},
         )
 
     def _entry(self, digest: str) -> Entry:

@@ -74,7 +74,7 @@ def run_training(training: str, plan: Plan) -> Report:
     finally:
         live.ending.set()
         live.discard(live.checkpoint.progress.model)
-    return live.report()
+    return live.checkpoint.report(plan.privacy)
 
 
 def sums(plan: Plan, features: int) -> list[tuple[Purpose, int]]:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import cast
 
@@ -20,7 +20,7 @@ from flows.local import Sites
 from flows.model import shelf
 from flows.plan import Plan
 from flows.privacy import epsilon_so_far, shares_of
-from flows.report import Report, RoundRecord
+from flows.report import RoundRecord
 from flows.site import Answer
 from flows.standing import Standings
 from flows.tables import segments_of
@@ -133,13 +133,6 @@ class Session:
         """Delete from the exchange a model that no sum needs any more; where it is away, the model stays there."""
         with suppress(ExchangeAway):
             self.exchange.delete(shelf(self.training), model)
-
-    def report(self) -> Report:
-        """What the finished training tells of itself, and what it has cost in privacy."""
-        report, rules = self.checkpoint.report(), self.plan.privacy
-        if report.final.epsilon is None:
-            return report
-        return replace(report, privacy={"unit": rules.unit, "epsilon": report.final.epsilon, "delta": rules.delta})
 
     def epsilon_with(self, purpose: Purpose, attempts: int) -> float | None:
         """Epsilon of every finished sum and of one more, which took so many attempts; ``None`` without privacy."""

@@ -122,6 +122,7 @@ POINTS: dict[str, Callable[[Vault], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_a_site_killed_at_any_point_of_a_step_answers_once(tmp_path: Path, step: str) -> None:
     """Kill it at every point in turn; then ask again, twice: one answer, and one vector, however it died."""
@@ -158,6 +159,7 @@ def sha256_of(vector: np.ndarray) -> str:
     return hashlib.sha256(vector.tobytes()).hexdigest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("delay_ms", [0, 2, 5])
 def test_a_site_killed_at_a_random_moment_answers_once(tmp_path: Path, step: str, delay_ms: float) -> None:

@@ -33,6 +33,7 @@ ROUNDS = iter(range(1, 1000))
 KINDS = ("silent", "late")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("site", "step", "kind"), list(product("abcde", STEPS, KINDS)))
 def test_any_one_site_of_five_drops_at_any_step(
     consortium: tuple[Simulator, dict[str, Values]], site: str, step: str, kind: str
@@ -127,6 +128,7 @@ def scenarios(draw: st.DrawFn) -> tuple[int, int, int, tuple[Segment, ...], list
     return sites, threshold, colluding, draw(tables(sites)), [draw(behaviours()) for _ in range(sites)]
 
 
+@pytest.mark.slow
 @hypothesis_settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(scenarios(), st.integers(0, 2**32))
 def test_the_decoded_integers_are_the_plain_sum_bit_for_bit(

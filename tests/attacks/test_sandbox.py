@@ -164,6 +164,7 @@ def test_a_task_gets_no_more_memory_or_threads_than_the_policy_allows(workshops,
     assert "memory that the policy allows" in said or said[attempt].startswith(HELD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", sorted(ENDLESS))
 def test_a_task_that_takes_too_much_is_killed_and_the_next_order_gets_a_new_process(
     workshops, targets, attempt

@@ -93,6 +93,7 @@ def open_new(folder: Path, barrier: object, queue: object) -> None:
         queue.put(str(error))  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_processes_that_open_a_new_vault_at_once_all_open_it(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     seen: Counter[str] = Counter()

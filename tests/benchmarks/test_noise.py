@@ -17,6 +17,7 @@ def measured(samples: int) -> dict[str, Any]:
     return json.loads(printed)
 
 
+@pytest.mark.slow
 def test_a_sample_takes_a_small_part_of_the_time_of_opendps() -> None:
     report = measured(100_000)
     assert [one["sigma"] for one in report["results"]] == [2, 20, 1000, 50000, 2**39]

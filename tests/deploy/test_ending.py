@@ -1,60 +1,16 @@
 """A command can be ended at any moment: one line, nothing that runs on, and a run that goes on where it was."""
 
 import errno
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from deploy.ending import Heard, unforeseen
-
-FEDSEAL = Path(sys.executable).parent / "fedseal"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-def begin(home: Path, *words: str | Path) -> subprocess.Popen[str]:
-    """Start the command in a group of its own, with its output in files of ``home``."""
-    home.mkdir(exist_ok=True)
-    environment = os.environ | {"FEDSEAL_HOME": str(home), "FEDSEAL_TEST_RUN": str(home)}
-    with open(home / "out", "w") as out, open(home / "err", "w") as err:
-        return subprocess.Popen(
-            [FEDSEAL, *map(str, words)], env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, text=True
-        )
-
-
-def left(home: Path) -> list[int]:
-    """The processes that descend from a command that ``begin`` has started."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"FEDSEAL_TEST_RUN={home}".encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
-def wait_for(what: str, file: Path, limit_s: float = 120.0) -> None:
-    """Wait until a file holds a text."""
-    ends = time.monotonic() + limit_s
-    while what not in file.read_text():
-        assert time.monotonic() < ends, file.read_text()
-        time.sleep(0.1)
-
-
-def gone(home: Path, limit_s: float = 10.0) -> bool:
-    """Whether nothing of a command runs any more, soon."""
-    ends = time.monotonic() + limit_s
-    while found := left(home):
-        if time.monotonic() > ends:
-            return not found
-        time.sleep(0.1)
-    return True
+from tests.deploy.running import FEDSEAL, SIGNALS, begin, gone, wait_for
 
 
 @pytest.mark.slow

@@ -214,6 +214,7 @@ def test_what_an_exchange_needs_is_said_when_the_site_is_founded(
     assert "pip install 'fedseal[s3]'" in err
 
 
+@pytest.mark.slow
 def test_a_plan_is_not_submitted_without_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     words = [sys.executable, "-m", "deploy.cli", "submit"]

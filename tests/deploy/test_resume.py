@@ -138,6 +138,7 @@ def check_prefect(training: str) -> None:
     assert len(rounds) <= SUMS + 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     for words, said in (
         (("--resume", tmp_path), "holds no run's plan"),

@@ -75,6 +75,17 @@ def test_the_embedded_example_runs_and_leaves_model_report_and_plot(home: Path, 
     code, out, _ = fedseal("verify", folder / report["receipt"], *options)
     assert code == 0
     assert "evaluation[3.1]: summed east, north, south, west" in out
+    check_made_again(folder, report)
+
+
+def check_made_again(folder: Path, report: dict[str, object]) -> None:
+    """Report, baselines and plot of the finished training are made once more."""
+    (folder / "metrics.png").unlink()
+    (folder / "report.json").unlink()
+    code, out, err = fedseal("report", folder, "--json", "-")
+    assert code == 0 and "federated" in err and "pooled" in err, err
+    assert json.loads(out) == json.loads((folder / "report.json").read_text()) == report
+    assert (folder / "metrics.png").read_bytes().startswith(b"\x89PNG")
 
 
 def check_model(path: Path, metrics: dict[str, float]) -> None:
@@ -172,6 +183,7 @@ def test_a_task_that_fails_on_the_data_is_said_before_anything_runs(home: Path, 
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_plan_tells_what_a_training_costs_as_a_training_does(home: Path, tmp_path: Path) -> None:
     code, out, _ = fedseal("plan", EXAMPLE)
     assert code == 0

@@ -33,3 +33,17 @@ def test_what_the_bins_leave_open_is_in_the_round_s_line_and_explained(capsys: p
     out = shown(record, capsys)
     assert "loss 0.5000, accuracy 0.8000, auroc 0.7500 (0.700 to 0.800) (0.2 s)\n" in out
     assert "In brackets: what the metric is within, whatever the bins of its histogram hide." in out
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 200])
+def test_the_table_is_lines_where_it_does_not_fit_the_screen(
+    columns: int, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm", "COLUMNS": str(columns)}.items():
+        monkeypatch.setenv(name, value)
+    metrics = {"examples": 9.0, "loss": 0.5, "accuracy": 0.8, "auroc": 0.75, "auprc": 0.5, "observed_expected": 1.25}
+    out = shown(RoundRecord("evaluation", 3, 1, ("ann",), {}, metrics, 0.1, 0.2, 100), capsys)
+    assert ("━" in out) == (columns >= 120)
+    assert all(len(line) <= columns for line in out.splitlines() if "│" in line)
+    if columns < 120:
+        assert "federated: accuracy 0.800, AUROC 0.750, AUPRC 0.500, loss 0.500, observed/expected 1.250" in out

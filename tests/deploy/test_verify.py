@@ -136,6 +136,7 @@ def test_the_receipt_of_a_private_training_tells_its_epsilon(private: Trained) -
     assert out.index("epsilon 3 at") < out.index(f"has cost {epsilons[-1]:.4g}")
 
 
+@pytest.mark.slow
 def test_the_receipt_of_a_training_with_an_adaptive_clip_is_about_the_clip_too(tmp_path: Path) -> None:
     rules = {"sampling_rate": 1.0, "least_weight": 0.1, "expected_batch": 0.0, "adaptive": True}
     plan = plan_for("Bare", rounds=1, privacy=PRIVATE | {"unit": "site"} | rules, protection={"update": {"bits": 64}})

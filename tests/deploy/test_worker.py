@@ -111,6 +111,7 @@ def test_a_server_that_is_away_does_not_end_a_worker_and_one_that_refuses_does(
     assert capsys.readouterr().err.count("the Prefect server is away") == 2, "once for each time that it was away"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("killed", "code", "line"),
     [("the worker", 0, ""), ("its warm parent", 1, "fedseal: the process that starts its programs was killed")],

@@ -70,6 +70,7 @@ def test_a_round_that_was_held_is_finished_under_its_own_number(tmp_path: Path, 
         assert np.array_equal(run.live.checkpoint.model.vector, expected)
 
 
+@pytest.mark.slow
 def test_an_attempt_that_was_not_held_is_followed_by_a_higher_number(tmp_path: Path) -> None:
     plan = plan_for("Bare", rounds=1, max_attempts=2)
     faults = {(site, "mask"): always("lost") for site in ("ann", "bob")}
@@ -212,6 +213,7 @@ def test_losses_at_their_cap_stop_nothing_and_the_first_that_is_whole_is_the_bes
     checkpoint.close()
 
 
+@pytest.mark.slow
 def test_a_training_that_stops_early_says_so_and_evaluates_its_best_model(tmp_path: Path) -> None:
     """So small a step changes the model and no prediction: the accuracy of round 1 is never improved on."""
     local = {"steps": 1, "batch_size": 99, "learning_rate": 1e-4}
@@ -233,7 +235,7 @@ def test_patience_that_runs_out_in_the_last_round_is_no_early_stop(tmp_path: Pat
         commit(checkpoint, plan, record_of(round_, loss), GlobalModel(np.full(3, round_ + 1, np.float32)))
     evaluation = replace(record_of(3, 0.9), purpose="evaluation")
     commit(checkpoint, plan, evaluation, checkpoint.model)
-    assert not checkpoint.report().stopped
+    assert not checkpoint.report(plan.privacy).stopped
     checkpoint.close()
 
 
@@ -305,6 +307,7 @@ def test_a_model_that_stops_changing_ends_the_training_early_and_is_evaluated(tm
     assert report.final.metrics["examples"] > 0
 
 
+@pytest.mark.slow
 def test_a_run_s_folder_may_have_spaces_and_letters_beyond_ascii(tmp_path: Path) -> None:
     folder = tmp_path / "Müller's runs % 1"
     with trial(folder, plan_for("Bare", rounds=1)) as run:

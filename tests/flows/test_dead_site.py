@@ -3,11 +3,14 @@
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.flows.consortium import plan_for, trial
 
 WAIT_S = 12.0
 
 
+@pytest.mark.slow
 def test_a_site_that_hangs_in_its_training_costs_one_wait_and_is_asked_less_and_less(tmp_path: Path) -> None:
     asked: list[int] = []
 

@@ -42,6 +42,7 @@ def intended(work: tuple[str, ...], last: str, u1: tuple[str, ...], u2: tuple[st
     }
 
 
+@pytest.mark.slow
 def test_the_graph_of_every_kind_of_round_has_exactly_the_intended_edges(tmp_path: Path) -> None:
     with trial(tmp_path, plan_for(name="graph"), name="graph-trial") as run:
         run.train()
@@ -58,6 +59,7 @@ def test_the_graph_of_every_kind_of_round_has_exactly_the_intended_edges(tmp_pat
         assert set(nodes.values()) == {"COMPLETED"}
 
 
+@pytest.mark.slow
 def test_a_site_that_drops_out_is_seen_to_drop_out_in_the_graph(tmp_path: Path) -> None:
     faults = {("dan", "share"): always("lost")}
     with trial(tmp_path, plan_for("Bare", rounds=1), faults, name="graph-dropped") as run:

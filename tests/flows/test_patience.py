@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from deploy.export import export
+from deploy.export import export, report
 from deploy.reporting import way_out
-from deploy.run import Failure
+from deploy.run import Failure, Options
 from flows import pauses
 from flows.federated_training import hold_while_paused
 from flows.pauses import retry_pauses
@@ -48,6 +48,7 @@ def test_by_default_ten_minutes_are_outlasted_with_ten_attempts(monkeypatch: pyt
     assert retry_pauses(3, 0) == [0, 0], "in local mode"
 
 
+@pytest.mark.slow
 def test_two_sites_in_trouble_are_outlasted_beyond_the_plan_s_attempts_and_the_line_says_so(tmp_path: Path) -> None:
     faults = {(site, "share"): at(range(1, 5), "lost") for site in ("ann", "bob")}
     with trial(tmp_path, plan_for("Bare", rounds=1, max_attempts=2), faults) as run:
@@ -62,6 +63,7 @@ def test_two_sites_in_trouble_are_outlasted_beyond_the_plan_s_attempts_and_the_l
     assert "goes on, after" in said[-1]
 
 
+@pytest.mark.slow
 def test_what_does_not_pass_ends_the_training_within_what_a_site_allows(tmp_path: Path) -> None:
     faults = {(site, "mask"): always("lost") for site in ("ann", "bob")}
     with trial(tmp_path, plan_for("Bare", rounds=1, max_attempts=1), faults) as run:
@@ -86,6 +88,7 @@ def hang(run: object, released: threading.Event) -> Callable[[], None]:
     return lambda: setattr(exchange, "_write", write)
 
 
+@pytest.mark.slow
 def test_an_exchange_that_hangs_is_named_waited_for_and_said_to_be_back(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -114,6 +117,7 @@ def test_an_exchange_that_hangs_for_too_long_ends_the_training_under_its_own_nam
         released.set()
 
 
+@pytest.mark.slow
 def test_a_coordinator_s_full_disk_is_waited_for_and_the_same_round_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +142,7 @@ def test_a_coordinator_s_full_disk_is_waited_for_and_the_same_round_goes_on(
     assert "this machine's disk is full" in said[0]
 
 
+@pytest.mark.slow
 def test_a_begun_training_goes_on_with_its_threshold_though_a_site_has_left(tmp_path: Path) -> None:
     """``min_sites`` is all four by default: it was asked when the training began."""
     plan = plan_for("Bare", rounds=2, max_attempts=1)
@@ -155,6 +160,7 @@ def test_a_new_training_needs_min_sites(tmp_path: Path) -> None:
             run.train()
 
 
+@pytest.mark.slow
 def test_a_begun_training_waits_for_its_sites(tmp_path: Path) -> None:
     faults = {(site, "join"): at(range(3), "lost") for site in ("ann", "bob")}
     with trial(tmp_path, plan_for("Bare", rounds=1), faults) as run:
@@ -176,6 +182,8 @@ def test_a_training_that_ends_leaves_its_last_model(tmp_path: Path) -> None:
         with pytest.raises(Failure, match="another process runs this training"):
             (tmp_path / "plan.json").write_text(plan.to_json())
             export(tmp_path, None)
+    with pytest.raises(Failure, match=f"this training has not finished: fedseal export {tmp_path} takes its last"):
+        report(tmp_path, Options(None, None, baselines=True))
     line = export(tmp_path, None)
     assert line.startswith(f"{tmp_path / 'last-model.safetensors'}: the model after 1 of 2 rounds")
     saved = load_file(tmp_path / "last-model.safetensors")

@@ -178,6 +178,7 @@ def test_a_private_training_charges_each_attempt_once_and_keeps_to_its_epsilon(t
             assert kinds == ["reserve", "spent", "reserve", "release", *["reserve", "spent"] * 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_sites_are_protected_by_a_joint_clip_of_update_and_weight(tmp_path: Path, adaptive: bool) -> None:
     """An adaptive clip moves by at most a factor of e^0.1 a round, where half of the updates should be within."""
@@ -207,6 +208,7 @@ def test_a_site_s_values_are_no_longer_than_one_and_point_where_they_did() -> No
         clipped_values(plan, "ann", 10, np.array([np.nan], np.float32), 0.5)
 
 
+@pytest.mark.slow
 def test_with_local_noise_each_site_is_charged_for_each_of_its_steps(tmp_path: Path) -> None:
     plan = private({"noise": "local", "statistics": "bounds"}, local={"steps": 3}, max_attempts=1)
     with trial(tmp_path, plan) as run:

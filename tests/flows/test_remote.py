@@ -186,6 +186,7 @@ def test_a_participation_that_ends_under_a_question_is_told(line: Line) -> None:
     assert gone(line.requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", [Cancelling, Crashed])
 def test_a_training_whose_run_is_cancelled_or_ended_asks_nobody_anything_more(line: Line, state: type) -> None:
     began = time.monotonic()
@@ -252,6 +253,7 @@ def test_a_server_that_is_away_is_named_and_said_to_be_back(
     assert any(re.fullmatch(back, record.getMessage()) for record in caplog.records)
 
 
+@pytest.mark.slow
 def test_a_paused_run_holds_the_training_and_a_resumed_one_lets_it_go_on(line: Line) -> None:
     paused = line.sites._paused
     line.state(line.training_run, Paused(timeout_seconds=600))

@@ -67,6 +67,7 @@ def _rounding_key(plan: object, site: str) -> str:
     return rounding_key(plan, site, 1).hex()
 
 
+@pytest.mark.slow
 def test_below_the_threshold_a_new_attempt_is_made_with_fresh_keys(tmp_path: Path) -> None:
     faults = {("ann", "share"): at([1], "lost"), ("bob", "advertise"): at([1], "late")}
     with trial(tmp_path, plan_for("Bare"), faults) as run:
@@ -125,6 +126,7 @@ def test_a_site_that_hangs_is_dropped_at_its_deadline(tmp_path: Path, monkeypatc
     assert report.final.survivors == SITES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "site"), [("Diverging", "cat"), ("Broken", "bob")])
 def test_work_that_fails_at_a_site_stops_the_training_after_the_sum_and_names_nobody(
     task: str, site: str, tmp_path: Path
@@ -138,6 +140,7 @@ def test_work_that_fails_at_a_site_stops_the_training_after_the_sum_and_names_no
         assert set(run.local.failures(run.live.training)) == {site}
 
 
+@pytest.mark.slow
 def test_as_many_sites_may_fail_as_the_plan_allows_and_the_model_is_the_others(tmp_path: Path) -> None:
     with trial(tmp_path / "a", plan_for("Diverging", rounds=1, max_failed=1)) as run:
         report = run.train()
@@ -148,6 +151,7 @@ def test_as_many_sites_may_fail_as_the_plan_allows_and_the_model_is_the_others(t
     assert report.rounds[0].metrics["examples"] > 0
 
 
+@pytest.mark.slow
 def test_a_value_of_1e30_fails_its_site_s_work_and_what_is_outside_of_its_bounds_is_counted(tmp_path: Path) -> None:
     with trial(tmp_path, plan_for("Far", rounds=1, max_failed=1)) as run:
         report = run.train()
@@ -159,6 +163,7 @@ def test_a_value_of_1e30_fails_its_site_s_work_and_what_is_outside_of_its_bounds
     assert "1e+30" not in reason and "1e30" not in reason
 
 
+@pytest.mark.slow
 def test_a_training_whose_updates_are_clamped_stops_and_says_what_to_set(tmp_path: Path) -> None:
     fields = {"rounds": 2, "local": {"steps": 3, "learning_rate": 1e9}}
     with trial(tmp_path / "a", plan_for(**fields)) as run:
@@ -175,6 +180,7 @@ def test_a_training_whose_updates_are_clamped_stops_and_says_what_to_set(tmp_pat
     assert "clamped to their range: 100% of" in notes(report.rounds[0])[0]
 
 
+@pytest.mark.slow
 def test_running_statistics_of_raw_inputs_cost_no_auroc(tmp_path: Path) -> None:
     """Findings D1: AUROC .500 where every site alone had .84, with variances of 10^5 clamped to 8."""
     plan = plan_for("RawNorm", rounds=5, local={"steps": 20}, protection={"max_examples": 600})
@@ -188,6 +194,7 @@ def test_running_statistics_of_raw_inputs_cost_no_auroc(tmp_path: Path) -> None:
     assert all(record.clamped_shares == {} and notes(record) == [] for record in report.rounds)
 
 
+@pytest.mark.slow
 def test_a_capped_loss_is_counted_and_is_no_reason_to_stop(tmp_path: Path) -> None:
     """Findings D3: with patience 2 a training stopped after 3 of 6 rounds, since the capped loss stood still."""
     fields = {"rounds": 4, "local": {"learning_rate": 1e-6}, "stopping": {"patience": 2, "keep": "best"}}
@@ -200,6 +207,7 @@ def test_a_capped_loss_is_counted_and_is_no_reason_to_stop(tmp_path: Path) -> No
     assert report.best_round == 4, "of losses that are known from below alone, the last round's is kept"
 
 
+@pytest.mark.slow
 def test_where_all_sites_fail_the_model_stays_and_the_training_stops(tmp_path: Path) -> None:
     with trial(tmp_path, plan_for("Crashing", rounds=1)) as run:
         before = run.live.checkpoint.model.vector.copy()
@@ -208,6 +216,7 @@ def test_where_all_sites_fail_the_model_stays_and_the_training_stops(tmp_path: P
         assert np.array_equal(run.live.checkpoint.model.vector, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["Crashing", "Stopping"])
 def test_what_a_task_raises_stays_in_the_site_s_own_log(
     task: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -264,6 +273,7 @@ def test_a_forged_answer_drops_its_site_and_says_so(tmp_path: Path) -> None:
     assert report.rounds[0].dropped == {"bob": "bob: advert: the signature does not verify"}
 
 
+@pytest.mark.slow
 def test_a_vector_that_is_changed_on_the_exchange_drops_its_site(tmp_path: Path) -> None:
     with trial(tmp_path, plan_for("Bare", rounds=1)) as run:
         site = run.local.sites.sites["cat"]
@@ -281,6 +291,7 @@ def test_a_vector_that_is_changed_on_the_exchange_drops_its_site(tmp_path: Path)
     assert report.rounds[0].survivors == ("ann", "bob", "dan")
 
 
+@pytest.mark.slow
 def test_a_reveal_in_another_site_s_name_does_not_stop_a_confirmed_round(tmp_path: Path) -> None:
     with trial(tmp_path, plan_for("Bare", rounds=1)) as run:
         liar = run.local.sites.sites["bob"]
@@ -290,6 +301,7 @@ def test_a_reveal_in_another_site_s_name_does_not_stop_a_confirmed_round(tmp_pat
     assert report.rounds[0].survivors == SITES
 
 
+@pytest.mark.slow
 def test_a_site_that_blames_its_data_at_confirm_does_not_stop_a_round_that_may_be_confirmed(tmp_path: Path) -> None:
     with trial(tmp_path, plan_for("Bare", rounds=1)) as run:
         liar = run.local.sites.sites["bob"]

@@ -323,7 +323,7 @@ def checkpoint(content: bytes) -> None:
     found.close()
     found.entries()
     with suppress(ValueError):  # it is not finished
-        found.report()
+        found.report(fixed.PLAN.privacy)
 
 
 def held_round(content: bytes) -> None:

@@ -48,6 +48,7 @@ def test_an_import_across_the_layers_is_caught(tmp_path: Path, layer: str, offen
     assert f"{layer}.offender" in result.stdout
 
 
+@pytest.mark.slow
 def test_the_programs_of_site_and_coordinator_start_and_train_without_scipy_and_torch_s_compiler() -> None:
     """Each takes a second or two to load, in every party's process, and a training without privacy uses neither."""
     program = """

@@ -1,4 +1,4 @@
-"""A TCP relay before the Prefect server, for tests: it keeps what is said, and can be slow."""
+"""A TCP relay before a server, for tests: it keeps what is said, and can be slow, or hang."""
 
 import asyncio
 import itertools
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-PIECE = 1 << 16
+PIECE, HELD_LOOK_S = 1 << 16, 0.1
 
 
 @dataclass(slots=True)
@@ -21,12 +21,14 @@ class Line:
         heard: a folder that gets a file of what each side of each connection has said.
         delay_s: seconds by which every piece is late.
         bytes_per_s: how much it passes on, each way of each connection.
+        held: whether it passes on nothing, as what hangs does: connections are taken, and stay.
     """
 
     server: int
     heard: Path | None = None
     delay_s: float = 0.0
     bytes_per_s: float = math.inf
+    held: bool = False
 
 
 @contextmanager
@@ -77,6 +79,8 @@ async def _pass_on(line: Line, reader: asyncio.StreamReader, writer: asyncio.Str
                     file.write(piece)
             if late_s := line.delay_s + len(piece) / line.bytes_per_s:
                 await asyncio.sleep(late_s)
+            while line.held:
+                await asyncio.sleep(HELD_LOOK_S)
             writer.write(piece)
             await writer.drain()
         writer.write_eof()

@@ -185,6 +185,7 @@ def test_the_law_is_that_of_the_formula(sigma: float) -> None:
     assert chi2.sf(statistic, len(ends)) > SIGNIFICANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_the_law_is_that_of_opendps_exact_sampler(sigma: float) -> None:
     count = 100_000

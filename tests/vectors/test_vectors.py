@@ -132,6 +132,7 @@ def test_mask_seeds_follow_from_the_formulas_of_the_spec() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", own("gaussian"), ids=lambda case: case["entropy"])
 def test_noise_follows_from_the_exact_algorithm_of_the_spec(case: dict[str, Any]) -> None:
     """In fractions and decimals. The first bits of every draw decide, or the test says that they do not."""
