@@ -17,6 +17,9 @@ SERVER_SETTINGS = {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "100",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
+    # What every round's hundred of task runs say of themselves, kept a second time: most of the database, and in the UI
+    # no more than the feed of events. Automations hear of events all the same.
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
 }
 """How a Prefect server of ours is set, the embedded one too; deploy/README.md recommends it for one of your own."""
 

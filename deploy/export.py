@@ -58,7 +58,11 @@ def report(folder: Path, options: Options) -> None:
     with taken_up(folder) as (plan, task, checkpoint):
         local = (folder / "sites").is_dir()
         if checkpoint.record("evaluation", plan.rounds + 1) is None:
-            how = go_on(folder, options) if local else f"fedseal export {folder} takes its last model out"
+            how = (
+                f"go on with: {go_on(folder, options)}"
+                if local
+                else f"fedseal export {folder} takes its last model out"
+            )
             raise Failure(f"{folder}: this training has not finished: {how}", REFUSED)
         options = replace(options, baselines=options.baselines and local)
         if options.baselines or options.json:

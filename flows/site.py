@@ -175,6 +175,8 @@ class Site:
         """
         self.stop_work(training_name)
         self._trainings.pop(training_name, None)
+        with self._advertising:
+            self._advertising.notify_all()
         erase(self.vault, self._exchange, training_name)
 
     def rest(self, training_name: str) -> None:
@@ -296,11 +298,11 @@ class Site:
         plan = agreed.plan
         if step not in steps_of(plan, context.purpose):
             raise Refused(self.identity.name, step, f"a sum of the {context.purpose} takes no such work")
+        ends = began + min(plan.deadlines.train_s, self._policy.max_train_s)
         if plan.protection.protocol != "plain":
-            self._await_advert(context)
+            self._await_advert(context, ends)
         self._check_current(context, plan, step)
         model = self._model(context, agreed)
-        ends = began + min(plan.deadlines.train_s, self._policy.max_train_s)
         with self._at_work:  # one piece of work at a time
             self._check_current(context, plan, step)
             path = self._work_folder(context.training, context.digest) / f"{step}{KEPT}"
@@ -310,16 +312,20 @@ class Site:
             time.sleep(max(0.0, ends - time.monotonic()))
         return (self._reply(request, "done", Done()),)
 
-    def _await_advert(self, context: AttemptContext) -> None:
-        """Wait until this site has advertised in an attempt, has refused to, or was not asked to for too long."""
+    def _await_advert(self, context: AttemptContext, ends: float) -> None:
+        """Wait until this site has advertised in an attempt, or has refused to, or the work's time or training is over.
+
+        Not for longer than ``advert_s``, either.
+        """
         with self._advertising:
             self._advertising.wait_for(
                 lambda: (
                     self._refused_advert == context.digest
+                    or context.training not in self._trainings
                     or self.vault.find(context.digest) is not None
                     or self._overtaken(context)
                 ),
-                self.advert_s,
+                min(self.advert_s, ends - time.monotonic()),
             )
 
     def _overtaken(self, context: AttemptContext) -> bool:

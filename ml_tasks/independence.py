@@ -117,14 +117,14 @@ def _check_modules(
 
 
 def _check_bits(task: Task, vector: NDArray[np.float32], examples: Examples, scaling: Standardisation | None) -> None:
-    """The same randomness for each unit: then the sum of units must be that of the units one by one, in any order."""
+    """The sum of units must be that of the units one by one, in any order."""
     number, members = count_units(examples), units(examples)
     backwards = np.argsort(-members, kind="stable")
     turned = Examples(examples.features[backwards], examples.targets[backwards], number - 1 - members[backwards])
 
     def summed(tried: Examples, chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
         counted = evaluate_alone(task, one_each(_chosen(tried, chosen)), vector, scaling)
-        gradient = clipped_sum(task, tried, chosen, vector, scaling, 1.0, entropy=bytes)
+        gradient = clipped_sum(task, tried, chosen, vector, scaling, 1.0)
         return np.concatenate([gradient, *(counted[name] for name in WHOLE)])
 
     everyone = np.ones(number, np.bool_)

@@ -7,7 +7,7 @@ what it adds depends on nobody else, bit for bit (SPEC 12.4).
 
 from __future__ import annotations
 
-import secrets
+import hashlib
 from collections.abc import Callable
 
 import numpy as np
@@ -58,7 +58,6 @@ def clipped_sum(
     standardisation: Standardisation | None,
     clip: float,
     *,
-    entropy: Callable[[int], bytes] = secrets.token_bytes,
     check_time: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
     """Add up the chosen units' gradients, each clipped to length ``clip`` and divided by it (SPEC 12.4).
@@ -74,7 +73,6 @@ def clipped_sum(
         vector: (d,) the incoming global model.
         standardisation: that of all sites, or None.
         clip: the longest gradient, above 0.
-        entropy: gives so many random bytes; each unit's seed, for layers that draw, is from there.
         check_time: called before each unit; what it raises ends the work.
 
     Returns:
@@ -91,11 +89,22 @@ def clipped_sum(
         model = LoneModel(task, vector, device, training=True)
         for start, end in zip([0, *ends], ends, strict=False):
             check_time()
-            seed = int.from_bytes(entropy(SEED_BYTES), "little")
-            gradient = model.gradient(features[start:end], targets[start:end], seed)
+            own = features[start:end], targets[start:end]
+            gradient = model.gradient(*own, seed_of(vector, *own))
             if gradient is not None:
                 total += on_grid(gradient, clip)
     return np.clip(total, -MOST, MOST) / GRID
+
+
+def seed_of(vector: NDArray[np.float32], features: NDArray[np.float32], targets: NDArray[np.float32]) -> int:
+    """What the layers that draw, such as dropout, draw with for a unit: a hash of the model and the unit (SPEC 12.4).
+
+    Were it drawn anew, the sum over the others would be another one whenever a unit leaves: no clip bounds that.
+    """
+    hashed = hashlib.sha256()
+    for values in (vector, features, targets):
+        hashed.update(len(values).to_bytes(SEED_BYTES, "little") + np.ascontiguousarray(values).tobytes())
+    return int.from_bytes(hashed.digest()[:SEED_BYTES], "little")
 
 
 def on_grid(gradient: NDArray[np.float64], clip: float) -> NDArray[np.int64]:

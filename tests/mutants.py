@@ -599,12 +599,13 @@ FINDINGS: tuple[Mutant, ...] = (
         "",
         ALONE,
     ),
+    Mutant("3", "ml_tasks/private.py", "seed_of(vector, *own)", "int(np.random.default_rng().integers(2**63))", ALONE),
     # A unit's gradient is computed among others, and so are the noised counts.
     Mutant(
         "4",
         "ml_tasks/private.py",
-        "            gradient = model.gradient(features[start:end], targets[start:end], seed)\n",
-        "            until = [model.gradient(features[:one], targets[:one], seed) for one in (start, end)]\n"
+        "            gradient = model.gradient(*own, seed_of(vector, *own))\n",
+        "            until = [model.gradient(features[:one], targets[:one], 0) for one in (start, end)]\n"
         "            gradient = until[1] - until[0]\n",
         ALONE,
     ),

@@ -66,6 +66,21 @@ def test_work_that_is_asked_first_waits_for_the_advert_and_for_no_refused_one(
         assert "has not advertised" in refusal(early.result(timeout=30))
 
 
+@pytest.mark.parametrize("ended", ["its time", "the training"])
+def test_work_waits_for_its_advert_no_longer_than_its_time_and_the_training_last(tmp_path: Path, ended: str) -> None:
+    train_s = 1.0 if ended == "its time" else 90.0
+    with trial(tmp_path, plan_for("Bare", deadlines={"train_s": train_s})) as run, ThreadPoolExecutor() as threads:
+        assert join(run, "ann").kind == "joined"
+        run.local.sites.sites["ann"].advert_s = 60.0
+        context, name = run.live.context("training", 1, 1), run.live.training
+        early = threads.submit(send, run, "ann", "train", context.digest, AskWork(context))
+        if ended == "the training":
+            assert not wait([early], timeout=1).done
+            finish = join_context(name, run.plan.digest)
+            assert send(run, "ann", "finish", finish, AskFinish(name)).kind == "done"
+        assert "has not advertised" in refusal(early.result(timeout=10))
+
+
 def test_work_ends_when_its_time_is_over_and_the_answer_is_the_same(tmp_path: Path) -> None:
     with trial(tmp_path, plan_for("Bare", deadlines={"train_s": 0.5}, **ENDLESS)) as run:
         assert join(run, "ann").kind == "joined"

@@ -182,7 +182,7 @@ def test_a_training_that_ends_leaves_its_last_model(tmp_path: Path) -> None:
         with pytest.raises(Failure, match="another process runs this training"):
             (tmp_path / "plan.json").write_text(plan.to_json())
             export(tmp_path, None)
-    with pytest.raises(Failure, match=f"this training has not finished: fedseal export {tmp_path} takes its last"):
+    with pytest.raises(Failure, match=f"has not finished: go on with: fedseal run --resume {tmp_path}"):
         report(tmp_path, Options(None, None, baselines=True))
     line = export(tmp_path, None)
     assert line.startswith(f"{tmp_path / 'last-model.safetensors'}: the model after 1 of 2 rounds")

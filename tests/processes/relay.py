@@ -35,9 +35,11 @@ class Line:
 def relay(line: Line, host: str = "127.0.0.1") -> Iterator[int]:
     """Forward connections to ``host`` for as long as the block lasts; gives the port."""
     loop, numbers = asyncio.new_event_loop(), itertools.count()
+    connections = set[asyncio.Task[None] | None]()  # the loop alone would forget those that wait for each other
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         number = next(numbers)
+        connections.add(asyncio.current_task())
         try:
             answers, server = await asyncio.open_connection("127.0.0.1", line.server)
         except OSError:

@@ -132,12 +132,17 @@ def test_a_disk_that_is_full_at_the_threshold_is_waited_for(drills: Drills) -> N
         pytest.skip("this machine does not let us mount a small disk")
     drills.consortium.stop("north")
     drills.goes_on(180, with_all=False)
+    log = drills.consortium.home.site("west") / "site.log"
     filler = fill(disk)
+    eventually(lambda: "disk is full" in log.read_text(), 60)
     time.sleep(FULL_S)
     filler.unlink()
     print(f"a disk had been full for {FULL_S:g} s: {drills.goes_on(180, with_all=False):.1f} s")
     drills.consortium.start("north")
     print(f"and a site was back: {drills.goes_on(180):.1f} s")
+    assert list(disk.rglob("*.unfinished")) == []
+    with drills.consortium.vault("west") as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
 def test_after_all_of_it_no_mask_was_used_twice_and_nothing_is_left(drills: Drills) -> None:
