@@ -86,7 +86,9 @@ def by_unpacking_an_archive(copy: Path, folder: Path) -> None:
     with tarfile.open(folder.with_name("archive.tar"), "w") as archive:
         archive.add(copy, ".")
     with tarfile.open(folder.with_name("archive.tar")) as archive:
-        archive.extractall(folder, filter="data")
+        if hasattr(tarfile, "data_filter"):  # since 3.11.4
+            archive.extraction_filter = staticmethod(tarfile.data_filter)
+        archive.extractall(folder)  # noqa: S202 - our own
 
 
 WAYS = (
