@@ -111,10 +111,10 @@ def one_line_at_most() -> Iterator[None]:
     sys.stdout, sys.stderr = out, _ = Heard(sys.stdout), Heard(sys.stderr)
     try:
         yield
-        out.flush()
     except Exception as error:
         raise SystemExit(_say(unforeseen(error), 1)) from None
     finally:
+        out.flush()
         if out.lost is not None and out.lost.errno != errno.EPIPE:
             _say(f"standard output cannot be written ({out.lost.strerror}): what it should have said is lost", 1)
 

@@ -51,7 +51,11 @@ def test_a_run_that_is_ended_at_any_moment_goes_on_to_the_same_model(tmp_path: P
     assert next(home.glob("runs/*/model.safetensors")).read_bytes() == model.read_bytes()
 
 
-def test_a_pipe_that_is_closed_is_no_error_and_a_full_disk_is_one_line() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+def test_a_pipe_that_is_closed_is_no_error_and_a_full_disk_is_one_line(
+    unbuffered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     said = subprocess.run(
         ["/bin/bash", "-c", f"set -o pipefail; {FEDSEAL} --help | head -n 1"],
         capture_output=True,
