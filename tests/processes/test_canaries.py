@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from prefect.client.schemas.objects import StateType
 
+from deploy import SERVER_SETTINGS
 from deploy.up import Home
 from flows.settings import COORDINATOR_FILE, SITE_FILE
 from tests.processes.canaries import Search, Secret, kept, places
@@ -108,6 +109,7 @@ def overheard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Overheard]:
     with pytest.MonkeyPatch.context() as patch, ExitStack() as relays, ExitStack() as processes:
         patch.setenv(NOTES, str(notes))
         patch.setenv("PREFECT_LOGGING_LEVEL", "DEBUG")  # at which Prefect tells its server most
+        patch.setitem(SERVER_SETTINGS, "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED", "true")  # and it keeps most
 
         def listen_in(parties: Home) -> None:
             server = int(parties.url.rsplit(":", 1)[1].split("/")[0])
