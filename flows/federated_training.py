@@ -26,7 +26,7 @@ from flows.report import Report, RoundRecord, shares_text
 from flows.secure_round import PROTOCOLS, Outcome
 from flows.session import Session, session
 from flows.steps import Asked, gather, named, only_message, step
-from protocols.contexts import Purpose
+from protocols.contexts import AttemptContext, Purpose
 from protocols.errors import BelowThreshold, ProtocolError, Refused, TooManyFailed, TooMuchClamped
 from protocols.messages import COORDINATOR, Envelope, open_body
 
@@ -61,6 +61,8 @@ def run_training(training: str, plan: Plan) -> Report:
     try:
         joins = assemble(training, plan)
         live.checkpoint.monitor(live.task.monitored)
+        for entry in live.checkpoint.entries(-1):  # a process that was killed may not have come to that
+            discard_incoming(live, entry.context)
         with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):  # of the rounds: their ends wait for it
             for purpose, number in sums(plan, len(live.task.features)):
                 take_in(training, joins)
@@ -208,9 +210,14 @@ def attempt(training: str, plan: Plan, purpose: Purpose, number: int, *, again: 
         outcome.concluded.grid_noise,
     )
     live.checkpoint.commit(plan, record, outcome.concluded.model, outcome.evidence)
-    if (incoming := outcome.evidence.context.model) != live.checkpoint.progress.model:
-        live.discard(incoming)
+    discard_incoming(live, outcome.evidence.context)
     return record
+
+
+def discard_incoming(live: Session, finished: AttemptContext) -> None:
+    """Delete the model that a finished sum began with from the exchange, unless the next begins with it, too."""
+    if finished.model != live.checkpoint.progress.model:
+        live.discard(finished.model)
 
 
 def check_failed(plan: Plan, record: RoundRecord) -> None:

@@ -88,6 +88,7 @@ class Session:
     _counted: int = 0
     _missing: dict[str, str | None] = field(default_factory=dict)
     _sent: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _unneeded: set[str] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -115,6 +116,8 @@ class Session:
         table = segments_of(self.plan, purpose, self.layout.sizes)
         with self._lock:
             self._sent.clear()  # counts of contexts that are over
+        model = self.exchange.put(shelf(self.training), self.checkpoint.model.to_bytes())
+        self._unneeded.discard(model)
         return AttemptContext(
             purpose=purpose,
             training=self.training,
@@ -124,15 +127,18 @@ class Session:
             sites={site: self.consortium.sites[site] for site in self.plan.sites},
             threshold=rules.threshold,
             colluding=rules.colluding,
-            model=self.exchange.put(shelf(self.training), self.checkpoint.model.to_bytes()),
+            model=model,
             segments=table,
             noise=shares_of(self.plan, purpose, table),
         )
 
     def discard(self, model: str) -> None:
-        """Delete from the exchange a model that no sum needs any more; where it is away, the model stays there."""
+        """Delete from the exchange a model that no sum needs any more; while that is away, the next time."""
+        self._unneeded.add(model)
         with suppress(ExchangeAway):
-            self.exchange.delete(shelf(self.training), model)
+            for one in tuple(self._unneeded):
+                self.exchange.delete(shelf(self.training), one)
+                self._unneeded.remove(one)
 
     def epsilon_with(self, purpose: Purpose, attempts: int) -> float | None:
         """Epsilon of every finished sum and of one more, which took so many attempts; ``None`` without privacy."""

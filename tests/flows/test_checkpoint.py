@@ -10,11 +10,12 @@ import pytest
 
 from flows.checkpoint import Checkpoint, CheckpointError, Progress
 from flows.collect import Unfinished
+from flows.exchange import ExchangeAway
 from flows.federated_training import federated_training
 from flows.model import GlobalModel
 from flows.plan import Plan
 from flows.report import RoundRecord
-from flows.session import opened
+from flows.session import Session, opened
 from protocols.contexts import AttemptContext
 from protocols.errors import BelowThreshold
 from protocols.messages import Advert, Envelope, parse
@@ -109,6 +110,34 @@ def check_parameters(training: str, expected: set[tuple[str, int, int]]) -> None
     found = [(one.parameters["purpose"], one.parameters["round"], one.parameters["attempt"]) for one in rounds]
     assert set(found) == expected | {("evaluation", 4, 1)}
     assert len(found) == len(set(found))
+
+
+@pytest.mark.slow
+def test_a_model_whose_deletion_was_cut_off_or_failed_is_deleted_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(live: Session, model: str) -> None:
+        raise RuntimeError("killed")
+
+    plan, shelves = plan_for("Bare", rounds=3), tmp_path / "exchange" / "@coordinator"
+    with monkeypatch.context() as patch, trial(tmp_path, plan) as run:
+        patch.setattr(Session, "discard", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            run.train()
+        assert run.live.checkpoint.rounds == 1
+    assert [path for path in shelves.rglob("*") if path.is_file()]
+    with trial(tmp_path, plan) as run:
+        delete, failures = run.live.exchange.delete, [ExchangeAway("away")]
+
+        def once_away(owner: str, digest: str) -> None:
+            if owner.startswith("@") and run.live.checkpoint.rounds == 2 and failures:
+                raise failures.pop()
+            delete(owner, digest)
+
+        monkeypatch.setattr(run.live.exchange, "delete", once_away)
+        run.train()
+    assert not failures
+    assert not [path for path in shelves.rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow
