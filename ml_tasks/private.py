@@ -86,25 +86,39 @@ def clipped_sum(
     features = np.ascontiguousarray(apply(examples.features[rows], standardisation))
     targets = examples.targets[rows]
     with meeting(device):
-        model = LoneModel(task, vector, device, training=True)
+        model, seed_of = LoneModel(task, vector, device, training=True), seeds(vector)
         for start, end in zip([0, *ends], ends, strict=False):
             check_time()
             own = features[start:end], targets[start:end]
-            gradient = model.gradient(*own, seed_of(vector, *own))
+            gradient = model.gradient(*own, seed_of(*own))
             if gradient is not None:
                 total += on_grid(gradient, clip)
     return np.clip(total, -MOST, MOST) / GRID
 
 
-def seed_of(vector: NDArray[np.float32], features: NDArray[np.float32], targets: NDArray[np.float32]) -> int:
+def seeds(vector: NDArray[np.float32]) -> Callable[[NDArray[np.float32], NDArray[np.float32]], int]:
     """What the layers that draw, such as dropout, draw with for a unit: a hash of the model and the unit (SPEC 12.4).
 
     Were it drawn anew, the sum over the others would be another one whenever a unit leaves: no clip bounds that.
+
+    Args:
+        vector: (d,) the model, which is hashed once.
+
+    Returns:
+        Gives the seed, 0 <= seed < 2^64, of a unit's standardised features, (m, ...), and its targets, (m,).
     """
-    hashed = hashlib.sha256()
-    for values in (vector, features, targets):
-        hashed.update(len(values).to_bytes(SEED_BYTES, "little") + np.ascontiguousarray(values).tobytes())
-    return int.from_bytes(hashed.digest()[:SEED_BYTES], "little")
+    begun = hashlib.sha256(_framed(vector))
+
+    def seed_of(features: NDArray[np.float32], targets: NDArray[np.float32]) -> int:
+        hashed = begun.copy()
+        hashed.update(_framed(features) + _framed(targets))
+        return int.from_bytes(hashed.digest()[:SEED_BYTES], "little")
+
+    return seed_of
+
+
+def _framed(values: NDArray[np.float32]) -> bytes:
+    return len(values).to_bytes(SEED_BYTES, "little") + np.ascontiguousarray(values).tobytes()
 
 
 def on_grid(gradient: NDArray[np.float64], clip: float) -> NDArray[np.int64]:

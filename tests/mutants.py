@@ -599,12 +599,12 @@ FINDINGS: tuple[Mutant, ...] = (
         "",
         ALONE,
     ),
-    Mutant("3", "ml_tasks/private.py", "seed_of(vector, *own)", "int(np.random.default_rng().integers(2**63))", ALONE),
+    Mutant("3", "ml_tasks/private.py", "seed_of(*own)", "int(np.random.default_rng().integers(2**63))", ALONE),
     # A unit's gradient is computed among others, and so are the noised counts.
     Mutant(
         "4",
         "ml_tasks/private.py",
-        "            gradient = model.gradient(*own, seed_of(vector, *own))\n",
+        "            gradient = model.gradient(*own, seed_of(*own))\n",
         "            until = [model.gradient(features[:one], targets[:one], 0) for one in (start, end)]\n"
         "            gradient = until[1] - until[0]\n",
         ALONE,

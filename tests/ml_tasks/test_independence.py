@@ -15,7 +15,7 @@ from ml_tasks.breast_cancer import BreastCancer
 from ml_tasks.eicu import Eicu
 from ml_tasks.heart import HeartDisease
 from ml_tasks.independence import check_stands_alone
-from ml_tasks.private import GRID, clipped_sum, count_units, on_grid, seed_of
+from ml_tasks.private import GRID, clipped_sum, count_units, on_grid, seeds
 from ml_tasks.task import DataError, Examples
 from ml_tasks.training import initial_vector
 from tests.flows.tasks import Bare
@@ -200,7 +200,7 @@ def vector_of(task: Bare, seed: int) -> NDArray[np.float32]:
 
 
 def summed(task: Bare, examples: Examples, chosen: NDArray[np.bool_], vector: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The sum in steps of the grid; ``bytes`` gives each unit the same draws, wherever it stands."""
+    """The sum in steps of the grid."""
     found = clipped_sum(task, examples, chosen, vector, None, 0.5) * GRID
     assert np.array_equal(found, np.rint(found))
     return found.astype(np.int64)
@@ -287,9 +287,9 @@ def test_dropout_draws_for_each_unit_from_the_unit_and_the_model() -> None:
     task, examples, everyone = Built(MODELS["dropout"]), some(9), np.ones(9, np.bool_)
     vector = vector_of(task, 1)
     features, targets = examples.features, examples.targets
-    seeds = [seed_of(vector, features[one : one + 1], targets[one : one + 1]) for one in range(9)]
-    seeds += [seed_of(vector + 1, features[:1], targets[:1]), seed_of(vector, features[:1], 1 - targets[:1])]
-    assert len(set(seeds)) == 11 and all(0 <= seed < 2**64 for seed in seeds)
+    found = [seeds(vector)(features[one : one + 1], targets[one : one + 1]) for one in range(9)]
+    found += [seeds(vector + 1)(features[:1], targets[:1]), seeds(vector)(features[:1], 1 - targets[:1])]
+    assert len(set(found)) == 11 and all(0 <= seed < 2**64 for seed in found)
     met = {clipped_sum(task, examples, everyone, vector, None, 0.5).tobytes() for _ in range(3)}
     assert len(met) == 1
 
