@@ -36,6 +36,7 @@ from tests.processes.harness import (
     assert_one_vector_a_mask,
     consortium,
     eventually,
+    fill,
     state_of,
 )
 
@@ -48,9 +49,9 @@ OUTAGE_ROUNDS = 5
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Consortium]:
-    """Four sites that serve."""
+    """Four sites that serve; the vault of west is a small disk of its own, where this machine lets us mount one."""
     folder = tmp_path_factory.mktemp("consortium")
-    with consortium(folder, SITES, tables={"west": f'tasks = ["{TINY}", "{LONG}"]'}) as running:
+    with consortium(folder, SITES, tables={"west": f'tasks = ["{TINY}", "{LONG}"]'}, small_disk="west") as running:
         for site in SITES:
             eventually(lambda site=site: running.online(site), 120)
         yield running
@@ -313,6 +314,30 @@ def test_an_absence_and_a_pending_approval_are_told_and_a_late_site_is_taken_in(
     assert "not online" in reason or "no answer" in reason  # a worker that has ended seems to be there for a while
     assert_cancelled(home, run)
     assert_no_traceback(home)
+
+
+def test_a_site_whose_disk_is_full_refuses_in_one_line_and_goes_on_when_there_is_room(home: Consortium) -> None:
+    disk = home.home.site("west") / "vault"
+    if not os.path.ismount(disk):
+        pytest.skip("this machine does not let us mount a small disk")
+    run = home.submit(home.plan(task=LONG, rounds=6, min_sites=3, name="full"))
+    eventually(lambda: home.sums(run) >= 1, 120)
+    filler = fill(disk)
+    log = home.home.site("west") / "site.log"
+    eventually(lambda: "disk is full" in log.read_text(), 60)
+    done = home.sums(run)
+    eventually(lambda: home.sums(run) > done, 60)
+    filler.unlink()
+    report = home.finished(run)
+    without = [one for one in report["rounds"] if "west" in one["dropped"]]
+    assert without and all("disk is full" in one["reasons"]["west"] for one in without)
+    assert survivors(report)[-1] == set(SITES), report["rounds"]
+    assert list(disk.rglob("*.unfinished")) == []
+    with home.vault("west") as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert "Traceback" not in log.read_text()
+    assert_one_vector_a_mask(home, run)
+    assert_clean(home, run)
 
 
 def test_one_worker_serves_a_folder_and_a_stopped_one_says_what_became_of_its_runs(home: Consortium) -> None:
