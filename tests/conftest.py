@@ -1,8 +1,8 @@
 """What all tests share: an own Prefect home, hypothesis profiles, the open data and the Debian packages.
 
 Prefect reads its settings when it is first imported, so this file sets them at its top, before any test module can
-import it. Nothing here runs by itself in a test: a test asks for the fixture that it needs. What tests share a process
-in ``make test-slow``, and that a test has become slow, is said here, too.
+import it. A test asks for the fixture that it needs; what runs by itself is what puts the environment back. What tests
+share a process in ``make test-slow``, and that a test has become slow, is said here, too.
 """
 
 import atexit
@@ -11,9 +11,10 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
@@ -83,6 +84,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, seconds in took_s.most_common():
         if seconds > LONGEST_S:
             terminalreporter.write_line(f"TOO SLOW {name}: {seconds:.0f} s, and {LONGEST_S} s is the most", yellow=True)
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Put the environment back: a command names its server there, which Prefect reads anew as settings change.
+
+    A flow of a later test in this process would send its events to the server that an earlier test has named.
+    """
+    with patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

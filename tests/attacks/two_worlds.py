@@ -241,7 +241,8 @@ class World:
         return said
 
     def close(self) -> None:
-        """Close the vault."""
+        """Close the vault, and let the training go."""
+        self.seat._hold.close()
         self.vault.close()
 
 
