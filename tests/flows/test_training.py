@@ -173,8 +173,10 @@ def test_a_training_whose_updates_are_clamped_stops_and_says_what_to_set(tmp_pat
         assert run.live.checkpoint.progress.records[-1].clamped_shares == {"weight": 1.0, "bias": 1.0}
     for words in ("100% of weight", "100% of bias", "max_clamped", "local.learning_rate (1e+09)", "max_abs (8)"):
         assert words in str(caught.value)
-    with trial(tmp_path / "a", plan_for(**fields)) as again, pytest.raises(TooMuchClamped):
-        again.train()  # resumed, it does not go on either
+    with trial(tmp_path / "a", plan_for(**fields)) as again:
+        with pytest.raises(TooMuchClamped):
+            again.train()
+        assert len(again.live.checkpoint.progress.records) == 2, "resumed, it does not go on either"
     with trial(tmp_path / "b", plan_for(**fields, max_clamped=1)) as run:
         report = run.train()
     assert "clamped to their range: 100% of" in notes(report.rounds[0])[0]
