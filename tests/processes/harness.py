@@ -241,6 +241,20 @@ def consortium(
 
 
 @contextmanager
+def neighbour(of: Consortium, folder: Path) -> Iterator[Consortium]:
+    """Run another consortium on the same Prefect server: other keys, and sites of the same names."""
+    home = found_home(folder, of.home.sites, of.home.url, TASKS, ("tiny",))
+    beside = Consortium(home, of.client)
+    try:
+        home.processes["coordinator"] = start_party(["coordinator", "serve"], home.coordinator)
+        for site in home.sites:
+            beside.start(site)
+        yield beside
+    finally:
+        end(list(home.processes.values()))
+
+
+@contextmanager
 def mounted(disk: Path) -> Iterator[None]:
     """Have a folder be a disk of 16 megabytes, where this machine lets us mount one; its files stay."""
     aside = disk.with_name("aside")

@@ -296,7 +296,7 @@ def test_a_refusal_is_told(home: Consortium) -> None:
 
 def test_an_absence_and_a_pending_approval_are_told_and_a_late_site_is_taken_in(home: Consortium) -> None:
     home.stop("west")
-    deadlines = {"join_s": 75 * PATIENCE, "step_s": 60, "train_s": 90, "finish_s": 90}
+    deadlines = {"join_s": 30 * PATIENCE, "step_s": 60, "train_s": 90, "finish_s": 90}
     with approval_by_hand(home.home.site("east")) as folder:
         run = home.submit(home.plan(task=LONG, rounds=90, min_sites=3, name="late", deadlines=deadlines))
         status = partial(fedseal, "site", "status", "--folder", folder)
