@@ -87,7 +87,7 @@ def test_a_coordinator_that_was_killed_takes_its_trainings_up_and_leaves_those_o
 
     with ExitStack() as stack:
         others = [stack.enter_context(neighbour(home, tmp_path / f"other-{number}")) for number in range(NEIGHBOURS)]
-        theirs = [(other, other.submit(other.plan(task=LONG, rounds=6, name="beside"))) for other in others]
+        theirs = [(other, other.submit(other.plan(task=LONG, rounds=3, name="beside"))) for other in others]
         for other, beside in theirs:
             eventually(lambda other=other, beside=beside: other.sums(beside) >= 1, 240)
         assert state_of(home.client.read_flow_run(run)) == StateType.RUNNING
@@ -104,7 +104,7 @@ def test_a_coordinator_that_was_killed_takes_its_trainings_up_and_leaves_those_o
         eventually(lambda: home.sums(run) >= len(before["records"]) + 2, 120)
         for other, beside in theirs:
             report = other.finished(beside)
-            assert [(one["attempt"], set(one["survivors"])) for one in report["rounds"]] == [(1, set(SITES))] * 6
+            assert [(one["attempt"], set(one["survivors"])) for one in report["rounds"]] == [(1, set(SITES))] * 3
             other.settled(beside)
             assert [len(other.participations(beside, site)) for site in SITES] == [1] * len(SITES)
             assert_no_traceback(other)
