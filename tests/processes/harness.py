@@ -241,13 +241,13 @@ def consortium(
 
 
 @contextmanager
-def neighbour(of: Consortium, folder: Path) -> Iterator[Consortium]:
-    """Run another consortium on the same Prefect server: other keys, and sites of the same names."""
+def neighbour(of: Consortium, folder: Path, *, sites: bool) -> Iterator[Consortium]:
+    """Run another consortium on the same Prefect server, or its coordinator alone: other keys, the same names."""
     home = found_home(folder, of.home.sites, of.home.url, TASKS, ("tiny",))
     beside = Consortium(home, of.client)
     try:
         home.processes["coordinator"] = start_party(["coordinator", "serve"], home.coordinator)
-        for site in home.sites:
+        for site in home.sites if sites else ():
             beside.start(site)
         yield beside
     finally:
