@@ -89,7 +89,7 @@ def test_a_coordinator_that_was_killed_takes_its_trainings_up_and_leaves_those_o
         folders = [tmp_path / f"other-{number}" for number in range(max(NEIGHBOURS, 1))]
         others = [stack.enter_context(neighbour(home, folder, sites=NEIGHBOURS > 0)) for folder in folders]
         for other in others:
-            eventually(other.deployment, 90)
+            eventually(lambda other=other: "the coordinator serves" in other.home.log("coordinator").read_text(), 90)
         theirs = [
             (other, other.submit(other.plan(task=LONG, rounds=3, name="beside"))) for other in others[:NEIGHBOURS]
         ]
